@@ -1,0 +1,37 @@
+"""The only reader of environment variables."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessEnv:
+    """What a launcher (deepspeed, torchrun) and the user's shell tell this process.
+
+    Attributes:
+        rank: number of this process in the job, 0 without a launcher.
+        local_rank: number of this process on its host.
+        world_size: processes in the job, 1 without a launcher.
+        cache_dir: where tokenised data is kept between runs.
+        use_modelscope: prefer the ModelScope hub over the Hugging Face hub.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    cache_dir: Path
+    use_modelscope: bool
+
+
+def process_env() -> ProcessEnv:
+    """Read the environment of this process."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    cache_dir = os.environ.get("LLMTUNER_CACHE") or f"{base}/llmtuner"
+    return ProcessEnv(
+        rank=int(os.environ.get("RANK", "0")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        cache_dir=Path(cache_dir).expanduser(),
+        use_modelscope=os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("1", "true", "y"),
+    )

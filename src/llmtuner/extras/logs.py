@@ -1,0 +1,26 @@
+"""Log lines for people: one logger tree, rank 0 speaks, warnings stand out."""
+
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from llmtuner.extras.env import process_env
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of a module (`get_logger(__name__)`)."""
+    return logging.getLogger(name)
+
+
+def set_up_logs(*, debug: bool = False) -> None:
+    """Send the package's log lines to stderr; other ranks than 0 only speak when something is wrong."""
+    logger = logging.getLogger("llmtuner")
+    logger.handlers.clear()
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=False, markup=False, log_time_format="[%X]"
+    )
+    logger.addHandler(handler)
+    logger.propagate = False
+    level = logging.DEBUG if debug else logging.INFO
+    logger.setLevel(level if process_env().rank == 0 else logging.WARNING)
