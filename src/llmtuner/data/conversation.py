@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+IGNORE_INDEX = -100
+"""Label of a token that is read but not learned."""
+
 Role = Literal["system", "user", "assistant", "tool", "text"]
 
 

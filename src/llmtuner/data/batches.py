@@ -1,0 +1,121 @@
+"""Which samples a rank sees in which micro-batch: the same optimizer steps for every layout.
+
+The order of an epoch is cut into optimizer steps first, and each step is then dealt out to ranks
+and micro-batches. So 1 rank x 8 samples, 2 x 4 and 1 x 2 with 4 accumulations train on the same
+samples in the same step. Nothing is repeated to make the ranks even: a rank that has no sample left
+gets an empty micro-batch, which the collator turns into one token without a target.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_LENGTH_WINDOW_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the samples of one optimizer step are spread.
+
+    Attributes:
+        micro_batch_size: samples (packs, when packing) in one forward pass.
+        accumulation_steps: forward passes of one rank in one optimizer step.
+        rank: this process.
+        world_size: processes that train together.
+    """
+
+    micro_batch_size: int
+    accumulation_steps: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def step_size(self) -> int:
+        """Samples (packs) of one optimizer step over all ranks."""
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+
+class StepBatches:
+    """A batch sampler: yields the sample numbers of each micro-batch of one rank.
+
+    Args:
+        num_samples: samples in the dataset.
+        layout: how a step is spread over ranks and micro-batches.
+        seed: decides the order, together with the epoch.
+        shuffle: draw a new order every epoch; False keeps the file order.
+        packs: sample numbers that go together; None when every sample is its own unit.
+        lengths: tokens per unit, given to put units of like length into the same step.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        layout: Layout,
+        seed: int,
+        shuffle: bool,
+        packs: Sequence[Sequence[int]] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.epoch = 0
+        self._packs = packs
+        self._num_units = num_samples if packs is None else len(packs)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._lengths = lengths
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the given epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the micro-batches of this rank in one epoch."""
+        full_steps, rest = divmod(self._num_units, self.layout.step_size)
+        return full_steps * self.layout.accumulation_steps + self._passes(rest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield lists of sample numbers; a list may be empty in the last step of the epoch."""
+        order = self._order()
+        step_size = self.layout.step_size
+        for start in range(0, self._num_units, step_size):
+            yield from self._deal(order[start : start + step_size])
+
+    def _deal(self, units: np.ndarray) -> Iterator[list[int]]:
+        passes = self._passes(len(units))
+        parts = np.array_split(units, passes * self.layout.world_size)
+        for index in range(passes):
+            own = parts[index * self.layout.world_size + self.layout.rank]
+            yield [number for unit in own.tolist() for number in self._members(unit)]
+
+    def _passes(self, num_units: int) -> int:
+        layout = self.layout
+        return math.ceil(math.ceil(num_units / layout.micro_batch_size) / layout.world_size)
+
+    def _members(self, unit: int) -> Sequence[int]:
+        return [unit] if self._packs is None else self._packs[unit]
+
+    def _order(self) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(self._num_units)
+        random = np.random.default_rng([self._seed, self.epoch])
+        order = random.permutation(self._num_units)
+        if self._lengths is None:
+            return order
+        return self._group_by_length(order, np.asarray(self._lengths), random)
+
+    def _group_by_length(
+        self, order: np.ndarray, lengths: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """Sort by length inside windows of some steps, then shuffle the full steps of each window."""
+        window = _LENGTH_WINDOW_STEPS * self.layout.step_size
+        grouped = []
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            part = part[np.argsort(-lengths[part], kind="stable")]
+            whole = len(part) // self.layout.step_size * self.layout.step_size
+            steps = part[:whole].reshape(-1, self.layout.step_size)
+            grouped += [random.permutation(steps).reshape(-1), part[whole:]]
+        return np.concatenate(grouped)
