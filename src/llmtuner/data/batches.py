@@ -109,7 +109,7 @@ class StepBatches:
     def _group_by_length(
         self, order: np.ndarray, lengths: np.ndarray, random: np.random.Generator
     ) -> np.ndarray:
-        """Sort by length inside windows of some steps, then shuffle the full steps of each window."""
+        """Sort by length inside windows of some steps, then shuffle the steps of each window."""
         window = _LENGTH_WINDOW_STEPS * self.layout.step_size
         grouped = []
         for start in range(0, len(order), window):

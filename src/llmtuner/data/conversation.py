@@ -11,7 +11,7 @@ Role = Literal["system", "user", "assistant", "tool", "text"]
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function call by the assistant; `arguments` is the JSON text of an object, byte for byte."""
+    """A function call by the assistant; `arguments` is JSON text of an object, byte for byte."""
 
     name: str
     arguments: str

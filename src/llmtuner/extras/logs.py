@@ -14,7 +14,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def set_up_logs(*, debug: bool = False) -> None:
-    """Send the package's log lines to stderr; other ranks than 0 only speak when something is wrong."""
+    """Send the package's log lines to stderr; ranks above 0 only speak when something is wrong."""
     logger = logging.getLogger("llmtuner")
     logger.handlers.clear()
     handler = RichHandler(

@@ -66,6 +66,7 @@ class Registry:
 
     def _paths(self) -> list[str]:
         spec = importlib.util.find_spec(self.package)
-        assert spec is not None and spec.submodule_search_locations is not None, self.package
+        assert spec is not None, self.package
+        assert spec.submodule_search_locations is not None, self.package
         own = [str(self.folder)] if self.folder else []
         return own + list(spec.submodule_search_locations)
