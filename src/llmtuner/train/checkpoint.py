@@ -1,0 +1,182 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is written into a staging folder that no reader looks at, gets a manifest with the size
+and sha256 of every file, is flushed to the disk, and appears under its name by one rename. That
+rename is the commit point: a process killed at any moment leaves the earlier checkpoints as they
+were. Old checkpoints are removed only after that, only those of the same run, never the best one.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtuner.extras.dist import barrier
+from llmtuner.extras.env import process_env
+from llmtuner.extras.errors import ModelError, StorageError
+from llmtuner.extras.files import read_json, sha256_of, sync_folder, sync_tree, write_json
+from llmtuner.extras.logs import get_logger
+
+MANIFEST = "MANIFEST.json"
+_FORMAT_VERSION = 1
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run in one output folder.
+
+    Attributes:
+        output_dir: where `checkpoint-<step>` folders appear.
+        run_id: written into every manifest; only checkpoints with this id are ever removed.
+        identity: what a resumed run must share (model, data, seed, world size), for the manifest.
+        keep: newest checkpoints to keep; None keeps all.
+        write_companions: adds tokenizer, template and generation config to a folder with weights.
+    """
+
+    output_dir: Path
+    run_id: str
+    identity: Mapping[str, Any]
+    keep: int | None
+    write_companions: Callable[[Path], None]
+
+    def path_of(self, step: int) -> Path:
+        """Return the folder of one step's checkpoint."""
+        return self.output_dir / f"checkpoint-{step}"
+
+    @contextmanager
+    def stage(self, step: int) -> Iterator[Path]:
+        """Give every rank one staging folder to write into, and commit it when all are done.
+
+        Raises:
+            StorageError: the folder cannot be written (disk full, read-only, gone).
+        """
+        staging = self.output_dir / f".staging-{step}-{self.run_id}"
+        try:
+            if process_env().rank == 0:
+                shutil.rmtree(staging, ignore_errors=True)  # left by a killed save of this run
+                staging.mkdir(parents=True)
+            barrier()
+            yield staging
+            barrier()
+            if process_env().rank == 0:
+                self._commit(staging, step)
+        except OSError as error:
+            raise StorageError(
+                f"The checkpoint of step {step} cannot be written: {error}.",
+                got=str(self.output_dir),
+                fix="free some space or choose another --output_dir; earlier checkpoints are whole",
+            ) from error
+        barrier()
+
+    def _commit(self, staging: Path, step: int) -> None:
+        files = {
+            str(path.relative_to(staging)): {
+                "bytes": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+            for path in sorted(staging.rglob("*"))
+            if path.is_file()
+        }
+        manifest = {
+            "format_version": _FORMAT_VERSION,
+            "run_id": self.run_id,
+            "step": step,
+            "identity": dict(self.identity),
+            "files": files,
+        }
+        write_json(staging / MANIFEST, manifest)
+        sync_tree(staging)
+        target = self.path_of(step)
+        if target.exists():
+            self._move_aside(target)
+        staging.rename(target)
+        sync_folder(self.output_dir)
+
+    def _move_aside(self, target: Path) -> None:
+        """Make room for a step that is trained again; a folder that is not ours is kept."""
+        if read_manifest(target) is not None:
+            shutil.rmtree(target)
+            return
+        aside = target.with_name(f"before-{self.run_id}-{target.name}")
+        target.rename(aside)
+        logger.warning("%s was not written by llmtuner; it is kept as %s.", target, aside)
+
+    def rotate(self, *, newest: int, best: int | None) -> None:
+        """Remove this run's checkpoints beyond the newest `keep`, but never the best one."""
+        if self.keep is None or process_env().rank != 0:
+            return
+        own = [
+            step
+            for step, folder in list_checkpoints(self.output_dir)
+            if (read_manifest(folder) or {}).get("run_id") == self.run_id
+        ]
+        for step in sorted(own, reverse=True)[max(self.keep, 1) :]:
+            if step not in (newest, best):
+                shutil.rmtree(self.path_of(step))
+
+
+def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of every `checkpoint-<number>` folder, by rising step."""
+    found = []
+    for folder in output_dir.glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        if number.isascii() and number.isdigit() and folder.is_dir() and not folder.is_symlink():
+            found.append((int(number), folder))
+    return sorted(found)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's manifest, or None when there is none or it cannot be read."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def verify_checkpoint(folder: Path) -> list[str]:
+    """Compare a checkpoint with its manifest; return what is wrong, nothing when it is whole."""
+    manifest = read_manifest(folder)
+    if manifest is None or not isinstance(manifest.get("files"), dict):
+        return [f"{folder / MANIFEST} is missing or damaged"]
+    problems = []
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            size = path.stat().st_size
+            problems.append(f"{path} has {size} bytes instead of {expected['bytes']}")
+        elif sha256_of(path) != expected["sha256"]:
+            problems.append(f"{path} is damaged: its sha256 is not the one in the manifest")
+    return problems
+
+
+def newest_valid_checkpoint(output_dir: Path) -> Path | None:
+    """Return the newest checkpoint that verifies; None when there is no checkpoint at all.
+
+    Damaged ones are reported and passed over, never deleted.
+
+    Raises:
+        ModelError: there are checkpoints and none of them is whole.
+    """
+    candidates = list_checkpoints(output_dir)
+    all_problems = []
+    for _, folder in reversed(candidates):
+        problems = verify_checkpoint(folder)
+        if not problems:
+            return folder
+        all_problems += problems
+        logger.warning("%s cannot be resumed: %s.", folder, "; ".join(problems))
+    if not candidates:
+        return None
+    raise ModelError(
+        "No checkpoint of the run can be resumed.",
+        where=str(output_dir),
+        got=all_problems,
+        fix="restore a checkpoint, or start again with --overwrite_output_dir",
+    )

@@ -1,0 +1,335 @@
+"""The Trainer: transformers' loop with our batches, our loss and our checkpoints.
+
+What differs from `transformers.Trainer`, and why:
+
+- batches come from `StepBatches`, so every layout trains the same samples in the same step;
+- the head runs only where a token is trained, and the loss is the sum over trained tokens divided
+  by the trained tokens of the whole optimizer step, over all accumulations and ranks;
+- evaluation sums over tokens, so it does not depend on the batch size either;
+- a checkpoint is committed by one rename and carries a manifest (see `checkpoint.py`);
+- a loss or gradient that is not finite stops the run before the weights change.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
+
+from llmtuner.data.batches import Layout, StepBatches
+from llmtuner.data.collate import Batch
+from llmtuner.extras.errors import NonFiniteError
+from llmtuner.train.checkpoint import CheckpointStore
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """What a trainer reads.
+
+    Attributes:
+        train: samples to learn; None when only evaluating.
+        packs: sample numbers that share a micro-batch unit; None without packing.
+        evals: named evaluation sets; the name "" gives plain `eval_loss`.
+        collator: builds a micro-batch from samples.
+    """
+
+    train: Dataset | IterableDataset | None
+    packs: Sequence[Sequence[int]] | None
+    evals: Mapping[str, Dataset]
+    collator: Callable[..., Batch]
+
+
+class LlmTrainer(Trainer):
+    """Trains and evaluates a causal language model on flat (or padded) batches."""
+
+    # `compute_loss` already divides by the tokens of the whole step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        args: Seq2SeqTrainingArguments,
+        data: TrainData,
+        tokenizer: PreTrainedTokenizerBase,
+        store: CheckpointStore,
+        shuffle: bool = True,
+        with_accuracy: bool = False,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """Wire the parts together; nothing is loaded or moved here that the caller did not give."""
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data.collator,
+            train_dataset=data.train,
+            eval_dataset=dict(data.evals) or None,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+        self.data = data
+        self.store = store
+        self.shuffle = shuffle
+        self.with_accuracy = with_accuracy
+
+    # ---- batches ----
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the micro-batches of this rank, in an order that is the same for every layout."""
+        train = self.data.train
+        assert train is not None, "train() needs a training set"
+        if isinstance(train, IterableDataset):
+            return self._loader(train, batch_size=self.args.train_batch_size)
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        batches = StepBatches(
+            len(train),
+            layout=self._layout(
+                self.args.train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
+            ),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            shuffle=self.shuffle and self.args.train_sampling_strategy != "sequential",
+            packs=self.data.packs,
+            lengths=_lengths(train) if by_length and self.data.packs is None else None,
+        )
+        return self._loader(train, batch_sampler=batches)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """Return the micro-batches of one evaluation set, in file order."""
+        assert eval_dataset is not None, "evaluate() names its data set"
+        layout = self._layout(self.args.eval_batch_size, accumulation_steps=1)
+        batches = StepBatches(len(eval_dataset), layout=layout, seed=0, shuffle=False)
+        return self._loader(eval_dataset, batch_sampler=batches)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Return the samples behind a loader, for logs."""
+        return len(dataloader.dataset)
+
+    def _layout(self, micro_batch_size: int, *, accumulation_steps: int) -> Layout:
+        return Layout(
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+        )
+
+    def _loader(self, dataset: Any, **how: Any) -> "EpochLoader":
+        return EpochLoader(
+            dataset,
+            collate_fn=self.data.collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            **how,
+        )
+
+    # ---- loss ----
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Batch], device: torch.device
+    ) -> torch.Tensor:
+        """Count the trained tokens of one optimizer step, over all accumulations and ranks."""
+        count = torch.tensor(sum(batch["targets"].numel() for batch in batch_samples))
+        return self._sum_over_ranks(count.to(device)).clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Return this micro-batch's share of the step's mean loss over trained tokens.
+
+        Ranks average their gradients, so the share is multiplied by their number.
+
+        Args:
+            model: the wrapped model.
+            inputs: a batch of `llmtuner.data.collate`.
+            return_outputs: also return the model's outputs.
+            num_items_in_batch: [] trained tokens of the step over all ranks.
+        """
+        logits, targets, outputs = self._kept_logits(model, inputs)
+        loss = F.cross_entropy(
+            logits.float(),
+            targets,
+            reduction="sum",
+            label_smoothing=self.args.label_smoothing_factor,
+        )
+        count = targets.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / count * self.args.world_size
+        if outputs.get("aux_loss") is not None:  # mixture of experts: keep the experts balanced
+            config = self.accelerator.unwrap_model(model).config
+            passes = self.current_gradient_accumulation_steps
+            loss = loss + config.router_aux_loss_coef * outputs["aux_loss"] / passes
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: Batch,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run forward and backward on one micro-batch.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite; the weights are those of the last step.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._check_finite(loss, what="loss")
+        return loss
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | None:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None:
+            self._check_finite(torch.as_tensor(norm), what="gradient norm")
+        return norm
+
+    def _kept_logits(
+        self, model: torch.nn.Module, inputs: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]:
+        """Run the model; return logits [N, V] where a token is trained, and the targets [N]."""
+        inputs = dict(inputs)
+        kept, targets = inputs.pop("kept"), inputs.pop("targets")
+        if "cu_seq_lens_q" in inputs:
+            outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
+            return outputs["logits"][0], targets, outputs
+        outputs = model(**inputs, use_cache=False)
+        return outputs["logits"].flatten(0, 1)[kept], targets, outputs
+
+    def _check_finite(self, value: torch.Tensor, *, what: str) -> None:
+        if torch.isfinite(value).all():
+            return
+        raise NonFiniteError(
+            f"The {what} of step {self.state.global_step + 1} is not finite.",
+            got=float(value),
+            fix="lower --learning_rate, or train in bf16 or fp32 instead of fp16; "
+            "the weights are those of the step before",
+        )
+
+    def _sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        if self.args.world_size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    # ---- evaluation ----
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Return loss, perplexity and speed over every trained token of the evaluation data.
+
+        Several sets give `eval_<name>_loss` each.
+        """
+        data = self.data.evals if eval_dataset is None else eval_dataset
+        named = data if isinstance(data, Mapping) else {"": data}
+        metrics: dict[str, float] = {}
+        for name, dataset in named.items():
+            prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
+            metrics.update(self._evaluate_one(dataset, prefix=prefix))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    @torch.no_grad()
+    def _evaluate_one(self, dataset: Dataset, *, prefix: str) -> dict[str, float]:
+        started = time.monotonic()
+        model = self._model_for_evaluation()
+        model.eval()
+        sums = torch.zeros(3, dtype=torch.float64)  # loss, tokens, right guesses
+        loader = self.get_eval_dataloader(dataset)
+        for inputs in loader:
+            sums += self._evaluate_batch(model, self._prepare_inputs(inputs)).cpu()
+            self.control = self.callback_handler.on_prediction_step(
+                self.args, self.state, self.control
+            )
+        loss, tokens, right = self._sum_over_ranks(sums.to(self.args.device)).tolist()
+        seconds = time.monotonic() - started
+        mean = loss / max(tokens, 1)
+        metrics = {
+            f"{prefix}_loss": mean,
+            f"{prefix}_perplexity": math.exp(min(mean, 700.0)),
+            f"{prefix}_supervised_tokens": int(tokens),
+            f"{prefix}_runtime": round(seconds, 4),
+            f"{prefix}_samples_per_second": round(len(dataset) / max(seconds, 1e-9), 3),
+        }
+        if self.with_accuracy:
+            metrics[f"{prefix}_accuracy"] = right / max(tokens, 1)
+        return metrics
+
+    def _evaluate_batch(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        with self.compute_loss_context_manager():
+            logits, targets, _ = self._kept_logits(model, inputs)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, targets, reduction="sum").double()
+        right = (logits.argmax(-1) == targets).sum().double()
+        return torch.stack([loss, right.new_tensor(targets.numel()), right])
+
+    def _model_for_evaluation(self) -> torch.nn.Module:
+        """Return the wrapped model; wrap it now when there was no training (ZeRO-3 has shards)."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            from transformers.integrations.deepspeed import deepspeed_init
+
+            _, _ = deepspeed_init(self, num_training_steps=0, inference=True)
+            self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
+        if self.model_wrapped is self.model and not self.is_in_train:
+            return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.model_wrapped
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Commit a checkpoint by one rename, then remove old ones of this run."""
+        self.store_flos()
+        step = self.state.global_step
+        with self.store.stage(step) as folder:
+            self.save_model(str(folder), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
+                self._save_rng_state(str(folder))
+            if self.state.best_global_step:
+                best = self.store.path_of(self.state.best_global_step)
+                self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self._record_callbacks()
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+        self.store.rotate(newest=step, best=self.state.best_global_step)
+
+    def _record_callbacks(self) -> None:
+        for callback in self.state.stateful_callbacks:
+            if callback == "TrainerControl":
+                self.state.stateful_callbacks[callback] = self.control.state()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save weights and what serving needs; no pickled arguments."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.store.write_companions(folder)
+
+
+class EpochLoader(DataLoader):
+    """A data loader that tells its batch sampler which epoch begins."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the epoch, counted from 0."""
+        if isinstance(self.batch_sampler, StepBatches):
+            self.batch_sampler.set_epoch(epoch)
+
+
+def _lengths(dataset: Dataset) -> list[int]:
+    return [len(ids) for ids in dataset["input_ids"]]
