@@ -48,8 +48,12 @@ class CheckpointStore:
         return self.output_dir / f"checkpoint-{step}"
 
     @contextmanager
-    def stage(self, step: int) -> Iterator[Path]:
+    def stage(self, step: int, progress: Mapping[str, Any]) -> Iterator[Path]:
         """Give every rank one staging folder to write into, and commit it when all are done.
+
+        Args:
+            step: optimizer steps done.
+            progress: what the run has consumed so far, for the manifest.
 
         Raises:
             StorageError: the folder cannot be written (disk full, read-only, gone).
@@ -63,7 +67,7 @@ class CheckpointStore:
             yield staging
             barrier()
             if process_env().rank == 0:
-                self._commit(staging, step)
+                self._commit(staging, step, progress)
         except OSError as error:
             raise StorageError(
                 f"The checkpoint of step {step} cannot be written: {error}.",
@@ -72,7 +76,7 @@ class CheckpointStore:
             ) from error
         barrier()
 
-    def _commit(self, staging: Path, step: int) -> None:
+    def _commit(self, staging: Path, step: int, progress: Mapping[str, Any]) -> None:
         files = {
             str(path.relative_to(staging)): {
                 "bytes": path.stat().st_size,
@@ -86,6 +90,7 @@ class CheckpointStore:
             "run_id": self.run_id,
             "step": step,
             "identity": dict(self.identity),
+            "progress": dict(progress),
             "files": files,
         }
         write_json(staging / MANIFEST, manifest)
@@ -156,15 +161,23 @@ def verify_checkpoint(folder: Path) -> list[str]:
     return problems
 
 
-def newest_valid_checkpoint(output_dir: Path) -> Path | None:
+def newest_valid_checkpoint(output_dir: Path, run_id: str | None) -> Path | None:
     """Return the newest checkpoint that verifies; None when there is no checkpoint at all.
 
     Damaged ones are reported and passed over, never deleted.
 
+    Args:
+        output_dir: folder of the run.
+        run_id: only look at checkpoints of this run, and at those that say nothing readable.
+
     Raises:
         ModelError: there are checkpoints and none of them is whole.
     """
-    candidates = list_checkpoints(output_dir)
+    candidates = [
+        (step, folder)
+        for step, folder in list_checkpoints(output_dir)
+        if run_id is None or (read_manifest(folder) or {"run_id": run_id}).get("run_id") == run_id
+    ]
     all_problems = []
     for _, folder in reversed(candidates):
         problems = verify_checkpoint(folder)

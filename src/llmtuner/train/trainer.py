@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.batches import Layout, StepBatches
@@ -79,6 +80,7 @@ class LlmTrainer(Trainer):
         self.store = store
         self.shuffle = shuffle
         self.with_accuracy = with_accuracy
+        self.supervised_tokens_seen = 0
 
     # ---- batches ----
 
@@ -135,8 +137,16 @@ class LlmTrainer(Trainer):
         self, batch_samples: list[Batch], device: torch.device
     ) -> torch.Tensor:
         """Count the trained tokens of one optimizer step, over all accumulations and ranks."""
-        count = torch.tensor(sum(batch["targets"].numel() for batch in batch_samples))
-        return self._sum_over_ranks(count.to(device)).clamp(min=1)
+        counts = torch.tensor(
+            [
+                sum(batch["targets"].numel() for batch in batch_samples),
+                sum(batch["input_ids"].numel() for batch in batch_samples),
+            ]
+        )
+        trained, seen = self._sum_over_ranks(counts.to(device))
+        self.supervised_tokens_seen += int(trained)
+        self.state.num_input_tokens_seen += int(seen)
+        return trained.clamp(min=1)
 
     def compute_loss(
         self,
@@ -293,7 +303,12 @@ class LlmTrainer(Trainer):
         """Commit a checkpoint by one rename, then remove old ones of this run."""
         self.store_flos()
         step = self.state.global_step
-        with self.store.stage(step) as folder:
+        progress = {
+            "tokens_seen": self.state.num_input_tokens_seen,
+            "supervised_tokens_seen": self.supervised_tokens_seen,
+            "epoch": self.state.epoch,
+        }
+        with self.store.stage(step, progress) as folder:
             self.save_model(str(folder), _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(folder))
@@ -308,9 +323,9 @@ class LlmTrainer(Trainer):
         self.store.rotate(newest=step, best=self.state.best_global_step)
 
     def _record_callbacks(self) -> None:
-        for callback in self.state.stateful_callbacks:
-            if callback == "TrainerControl":
-                self.state.stateful_callbacks[callback] = self.control.state()
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Save weights and what serving needs; no pickled arguments."""

@@ -1,0 +1,131 @@
+"""What a run leaves behind for people and tools: metrics, `run.json`, curves, a model card."""
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llmtuner.data.build import BuiltData
+from llmtuner.extras.files import read_json, write_json, write_text
+from llmtuner.hparams.config import RunConfig
+from llmtuner.train.output import RUN_FILE
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "bitsandbytes",
+)
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a run did; `run.json` holds the same.
+
+    Attributes:
+        status: "running", "finished", or "tokenized" when only `tokenized_path` was written.
+        run_id: the id in every checkpoint of the run.
+        output_dir: where the results are.
+        config: the resolved settings, without secrets.
+        notices: derived and changed settings, each with its reason.
+        data: counts per data set, with the files' hashes.
+        model: parameters, precision, attention.
+        metrics: all results.
+        versions: of Python and the libraries that were used.
+        started: local time, ISO 8601.
+        wall_time_s: seconds from start to end, by the monotonic clock.
+    """
+
+    status: str
+    run_id: str
+    output_dir: str
+    config: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    started: str = ""
+    wall_time_s: float = 0.0
+
+    def write(self) -> None:
+        """Write `run.json`."""
+        write_json(Path(self.output_dir) / RUN_FILE, asdict(self))
+
+
+def begin_report(config: RunConfig, *, run_id: str) -> RunReport:
+    """Return the report of a run that starts now."""
+    return RunReport(
+        status="running",
+        run_id=run_id,
+        output_dir=str(config.train.output_dir),
+        config=config.to_dict(),
+        notices=config.notices,
+        versions=library_versions(),
+        started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that are installed."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_results(output_dir: Path, name: str, metrics: Mapping[str, Any]) -> None:
+    """Write `<name>_results.json` and join the numbers to `all_results.json`."""
+    write_json(output_dir / f"{name}_results.json", dict(metrics))
+    together = output_dir / "all_results.json"
+    earlier = read_json(together) if together.is_file() else {}
+    write_json(together, {**earlier, **metrics})
+
+
+def write_model_card(report: RunReport) -> None:
+    """Write a short `README.md` beside the weights: what was trained, on what, with what result."""
+    config = report.config
+    datasets = config.get("dataset") or []
+    names = ", ".join(datasets) if isinstance(datasets, (list, tuple)) else str(datasets)
+    results = [
+        f"| {name} | {value:.4g} |"
+        for name, value in report.metrics.items()
+        if isinstance(value, (int, float)) and ("loss" in name or "perplexity" in name)
+    ]
+    rows = sum(counts.get("rows", 0) for counts in report.data.get("datasets", {}).values())
+    base = config.get("model_name_or_path")
+    lines = [
+        "---",
+        f"base_model: {base}",
+        "library_name: " + ("peft" if config.get("finetuning_type") == "lora" else "transformers"),
+        "tags: [llmtuner]",
+        "---",
+        "",
+        f"# {Path(report.output_dir).name}",
+        "",
+        f"Tuned with llmtuner: stage `{config.get('stage')}`, method "
+        f"`{config.get('finetuning_type')}`, base `{base}`.",
+        "",
+        f"Data: {names} ({rows} rows). Settings, file hashes, token counts and versions are in "
+        "`run.json`.",
+        "",
+        *(["| metric | value |", "|-|-|", *results, ""] if results else []),
+        "The model can be wrong. It gives no medical advice; ask a doctor.",
+        "",
+    ]
+    write_text(Path(report.output_dir) / "README.md", "\n".join(lines))
+
+
+def tokenized_report(config: RunConfig, data: BuiltData) -> RunReport:
+    """Return the report of a run that only wrote `tokenized_path`."""
+    report = begin_report(config, run_id="")
+    return replace(report, status="tokenized", data={**data.report, "saved_to": str(data.saved_to)})

@@ -1,0 +1,26 @@
+"""Pre-training: learn every token of plain texts."""
+
+from llmtuner.data.build import build_datasets
+from llmtuner.data.encoders import TextEncoder
+from llmtuner.hparams.config import RunConfig
+from llmtuner.model.tokenizer import load_tokenizer
+from llmtuner.train.output import check_output_dir
+from llmtuner.train.report import RunReport, tokenized_report
+from llmtuner.train.workflow import execute, prepare_run
+
+
+def run(config: RunConfig) -> RunReport:
+    """Check the output folder, encode the data, load the model, train, evaluate, save, report."""
+    start = check_output_dir(config.train)
+    tokenizer = load_tokenizer(config.model)
+    data = build_datasets(
+        config.data,
+        encode=TextEncoder(tokenizer=tokenizer, cutoff_len=config.data.cutoff_len),
+        seed=config.train.seed,
+        packing=config.data.packing is not False,
+        for_training=config.train.do_train,
+    )
+    if data.saved_to is not None:
+        return tokenized_report(config, data)
+    prepared = prepare_run(config, start=start, tokenizer=tokenizer, data=data, stop_ids=())
+    return execute(prepared)

@@ -1,0 +1,36 @@
+"""Supervised fine-tuning: learn the assistant's turns of conversations."""
+
+from llmtuner.data.build import build_datasets
+from llmtuner.data.encoders import ConversationEncoder
+from llmtuner.data.template import load_template
+from llmtuner.hparams.config import RunConfig
+from llmtuner.model.tokenizer import load_tokenizer
+from llmtuner.train.output import check_output_dir
+from llmtuner.train.report import RunReport, tokenized_report
+from llmtuner.train.workflow import execute, prepare_run
+
+
+def run(config: RunConfig) -> RunReport:
+    """Check the output folder, encode the data, load the model, train, evaluate, save, report."""
+    start = check_output_dir(config.train)
+    tokenizer = load_tokenizer(config.model)
+    template = load_template(
+        config.data.template,
+        tokenizer,
+        default_system=config.data.default_system,
+        enable_thinking=config.data.enable_thinking,
+    )
+    tokenizer.chat_template = template.serving_text
+    data = build_datasets(
+        config.data,
+        encode=ConversationEncoder.of(config.data, template=template, tokenizer=tokenizer),
+        seed=config.train.seed,
+        packing=config.data.packing is True,
+        for_training=config.train.do_train,
+    )
+    if data.saved_to is not None:
+        return tokenized_report(config, data)
+    prepared = prepare_run(
+        config, start=start, tokenizer=tokenizer, data=data, stop_ids=template.stop_ids
+    )
+    return execute(prepared)

@@ -1,0 +1,228 @@
+"""The steps that every stage shares: build the trainer, run what was asked for, save, report."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
+
+from llmtuner.data.build import BuiltData
+from llmtuner.data.collate import FlatCollator, PaddedCollator
+from llmtuner.extras.dist import agree, barrier
+from llmtuner.extras.env import process_env
+from llmtuner.extras.logs import get_logger
+from llmtuner.hparams.config import RunConfig
+from llmtuner.model.attention import uses_flat_batches
+from llmtuner.model.methods import METHODS, count_parameters
+from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
+from llmtuner.train.checkpoint import CheckpointStore, read_manifest
+from llmtuner.train.companions import write_companions
+from llmtuner.train.hf_args import to_hf_args, to_precision
+from llmtuner.train.loggers import LOGGERS
+from llmtuner.train.output import Start
+from llmtuner.train.plots import plot_losses
+from llmtuner.train.report import RunReport, begin_report, write_model_card, write_results
+from llmtuner.train.trainer import LlmTrainer, TrainData
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a stage has prepared.
+
+    Attributes:
+        config: the resolved settings.
+        trainer: ready to train, evaluate and save.
+        trackers: closed at the end.
+        start: where training begins.
+        report: what is known so far.
+        started: monotonic clock at the start, seconds.
+    """
+
+    config: RunConfig
+    trainer: LlmTrainer
+    trackers: Sequence[TrackerCallback]
+    start: Start
+    report: RunReport
+    started: float
+
+
+def prepare_run(
+    config: RunConfig,
+    *,
+    start: Start,
+    tokenizer: PreTrainedTokenizerBase,
+    data: BuiltData,
+    stop_ids: Sequence[int],
+) -> Run:
+    """Load the model and wire the trainer.
+
+    Args:
+        config: the resolved settings.
+        start: what `check_output_dir` decided.
+        tokenizer: carries the chat template to save.
+        data: the data sets.
+        stop_ids: ids that end a turn.
+    """
+    started = time.monotonic()
+    precision = to_precision(config)
+    hf_args = to_hf_args(config, precision)  # before any weights: ZeRO-3 shards them while loading
+    run_id = agree(start.run_id or uuid.uuid4().hex[:12])
+    load_for_training = METHODS.get(config.finetuning.finetuning_type)
+    loaded = load_for_training(
+        config.model,
+        config.method,
+        train_args=config.train,
+        precision=precision,
+        tokenizer=tokenizer,
+    )
+    parameters = count_parameters(loaded.model)
+    report = replace(
+        begin_report(config, run_id=run_id),
+        data=data.report,
+        model={
+            "trainable_parameters": parameters.trainable,
+            "parameters": parameters.total,
+            "precision": precision.name,
+            "precision_reason": precision.reason,
+            "attention": loaded.attention,
+            "world_size": hf_args.world_size,
+        },
+    )
+    logger.info(
+        "Training %s of %s parameters (%.2f %%); effective batch %d x %d x %d = %d.",
+        f"{parameters.trainable:,}",
+        f"{parameters.total:,}",
+        100 * parameters.trainable / parameters.total,
+        hf_args.per_device_train_batch_size,
+        hf_args.gradient_accumulation_steps,
+        hf_args.world_size,
+        hf_args.train_batch_size * hf_args.gradient_accumulation_steps * hf_args.world_size,
+    )
+    store = CheckpointStore(
+        output_dir=start.output_dir,
+        run_id=run_id,
+        identity=_identity(config, hf_args, data),
+        keep=config.train.save_total_limit,
+        write_companions=partial(
+            write_companions, tokenizer=tokenizer, model=loaded.model, stop_ids=stop_ids
+        ),
+    )
+    trackers = _trackers(config, start.output_dir)
+    trainer = LlmTrainer(
+        model=loaded.model,
+        args=hf_args,
+        data=_train_data(data, attention=loaded.attention, tokenizer=tokenizer),
+        tokenizer=tokenizer,
+        store=store,
+        shuffle=not config.finetuning.disable_shuffling,
+        with_accuracy=config.finetuning.compute_accuracy,
+        callbacks=[*_callbacks(config, start.output_dir), *trackers],
+    )
+    return Run(config, trainer, trackers, start, report, started)
+
+
+def execute(run: Run) -> RunReport:
+    """Train and evaluate as asked, save the result, and write everything down."""
+    config, trainer = run.config, run.trainer
+    barrier()  # every rank has looked at the output folder before rank 0 changes it
+    if _is_main():
+        run.report.write()
+    metrics: dict[str, Any] = {}
+    if config.train.do_train:
+        metrics |= _train(run)
+    if config.train.do_eval:
+        results = trainer.evaluate()
+        metrics |= results
+        if _is_main():
+            write_results(run.start.output_dir, "eval", results)
+    for tracker in run.trackers:
+        tracker.close()
+    seconds = round(time.monotonic() - run.started, 3)
+    report = replace(run.report, status="finished", metrics=metrics, wall_time_s=seconds)
+    if _is_main():
+        if config.finetuning.plot_loss:
+            plot_losses(trainer.state.log_history, run.start.output_dir)
+        if config.train.do_train:
+            write_model_card(report)
+        report.write()
+    barrier()
+    return report
+
+
+def _train(run: Run) -> dict[str, Any]:
+    trainer, output_dir = run.trainer, run.start.output_dir
+    if run.start.checkpoint is not None:
+        progress = (read_manifest(run.start.checkpoint) or {}).get("progress", {})
+        trainer.supervised_tokens_seen = progress.get("supervised_tokens_seen", 0)
+    checkpoint = str(run.start.checkpoint) if run.start.checkpoint else None
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(output_dir))
+    metrics = {
+        **result.metrics,
+        "train_tokens_seen": trainer.state.num_input_tokens_seen,
+        "train_supervised_tokens_seen": trainer.supervised_tokens_seen,
+    }
+    if _is_main():
+        write_results(output_dir, "train", metrics)
+        trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+    return metrics
+
+
+def _train_data(
+    data: BuiltData, *, attention: str, tokenizer: PreTrainedTokenizerBase
+) -> TrainData:
+    if uses_flat_batches(attention):
+        return TrainData(data.train, data.packs, data.evals, FlatCollator())
+    if data.packs is not None:
+        logger.warning("This model cannot take flat batches: samples are padded, not packed.")
+    return TrainData(data.train, None, data.evals, PaddedCollator(tokenizer.pad_token_id or 0))
+
+
+def _identity(
+    config: RunConfig, hf_args: Seq2SeqTrainingArguments, data: BuiltData
+) -> dict[str, Any]:
+    """Return what a resumed run must share with this one."""
+    return {
+        "model_name_or_path": config.model.model_name_or_path,
+        "stage": config.finetuning.stage,
+        "finetuning_type": config.finetuning.finetuning_type,
+        "seed": hf_args.seed,
+        "world_size": hf_args.world_size,
+        "per_device_train_batch_size": hf_args.per_device_train_batch_size,
+        "gradient_accumulation_steps": hf_args.gradient_accumulation_steps,
+        "data": {
+            name: [file["sha256"] for file in counts.get("files", [])]
+            for name, counts in data.report.get("datasets", {}).items()
+        },
+    }
+
+
+def _callbacks(config: RunConfig, output_dir: Path) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [LogFileCallback(output_dir / "trainer_log.jsonl")]
+    if config.finetuning.early_stopping_steps is not None:
+        callbacks.append(EarlyStoppingCallback(config.finetuning.early_stopping_steps))
+    return callbacks
+
+
+def _trackers(config: RunConfig, output_dir: Path) -> list[TrackerCallback]:
+    folder = Path(config.train.logging_dir) if config.train.logging_dir else output_dir / "logs"
+    run_name = config.train.run_name or output_dir.name
+    return [
+        TrackerCallback(
+            name,
+            partial(LOGGERS.get(name), settings=config.to_dict(), folder=folder, run_name=run_name),
+        )
+        for name in config.train.report_to
+        if name != "none"
+    ]
+
+
+def _is_main() -> bool:
+    return process_env().rank == 0
