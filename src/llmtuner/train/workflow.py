@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, TrainerCallback
+from peft import PeftModel
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.build import BuiltData
@@ -17,8 +23,15 @@ from llmtuner.extras.dist import agree, barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
-from llmtuner.model.attention import uses_flat_batches
-from llmtuner.model.methods import METHODS, count_parameters
+from llmtuner.model.attention import pick_attention, uses_flat_batches
+from llmtuner.model.gradient_checkpointing import (
+    enable_gradient_checkpointing,
+    pick_gradient_checkpointing,
+)
+from llmtuner.model.load import load_config
+from llmtuner.model.methods import METHODS
+from llmtuner.model.parameters import log_parameters, trainable_report
+from llmtuner.model.precision import Precision
 from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
 from llmtuner.train.checkpoint import CheckpointStore, read_manifest
 from llmtuner.train.companions import write_companions
@@ -74,15 +87,9 @@ def prepare_run(
     precision = to_precision(config)
     hf_args = to_hf_args(config, precision)  # before any weights: ZeRO-3 shards them while loading
     run_id = agree(start.run_id or uuid.uuid4().hex[:12])
-    load_for_training = METHODS.get(config.finetuning.finetuning_type)
-    loaded = load_for_training(
-        config.model,
-        config.method,
-        train_args=config.train,
-        precision=precision,
-        tokenizer=tokenizer,
-    )
-    parameters = count_parameters(loaded.model)
+    model, attention = _load(config, hf_args, precision, tokenizer)
+    parameters = trainable_report(model)
+    logger.info("%s", parameters)
     report = replace(
         begin_report(config, run_id=run_id),
         data=data.report,
@@ -91,16 +98,13 @@ def prepare_run(
             "parameters": parameters.total,
             "precision": precision.name,
             "precision_reason": precision.reason,
-            "attention": loaded.attention,
+            "attention": attention,
             "world_size": hf_args.world_size,
         },
     )
     logger.info(
-        "Training %s of %s parameters (%.2f %%); effective batch %d x %d x %d = %d.",
-        f"{parameters.trainable:,}",
-        f"{parameters.total:,}",
-        100 * parameters.trainable / parameters.total,
-        hf_args.per_device_train_batch_size,
+        "Effective batch: %d per device x %d accumulated x %d processes = %d.",
+        hf_args.train_batch_size,
         hf_args.gradient_accumulation_steps,
         hf_args.world_size,
         hf_args.train_batch_size * hf_args.gradient_accumulation_steps * hf_args.world_size,
@@ -111,14 +115,14 @@ def prepare_run(
         identity=_identity(config, hf_args, data),
         keep=config.train.save_total_limit,
         write_companions=partial(
-            write_companions, tokenizer=tokenizer, model=loaded.model, stop_ids=stop_ids
+            write_companions, tokenizer=tokenizer, model=model, stop_ids=stop_ids
         ),
     )
     trackers = _trackers(config, start.output_dir)
     trainer = LlmTrainer(
-        model=loaded.model,
+        model=model,
         args=hf_args,
-        data=_train_data(data, attention=loaded.attention, tokenizer=tokenizer),
+        data=_train_data(data, attention=attention, tokenizer=tokenizer),
         tokenizer=tokenizer,
         store=store,
         shuffle=not config.finetuning.disable_shuffling,
@@ -126,6 +130,37 @@ def prepare_run(
         callbacks=[*_callbacks(config, start.output_dir), *trackers],
     )
     return Run(config, trainer, trackers, start, report, started)
+
+
+def _load(
+    config: RunConfig,
+    hf_args: Seq2SeqTrainingArguments,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[PreTrainedModel | PeftModel, str]:
+    """Return the model, ready to train, and the attention it uses."""
+    device_type = hf_args.device.type
+    cutoff_len = config.data.cutoff_len
+    model_config = load_config(config.model, max_tokens=cutoff_len)
+    attention = pick_attention(config.model.flash_attn, device_type, config=model_config)
+    load_for_training = METHODS.get(config.finetuning.finetuning_type)
+    model = load_for_training(
+        config.model,
+        config.method,
+        precision=precision,
+        attention=attention,
+        tokenizer=tokenizer,
+        max_tokens=cutoff_len,
+    )
+    choice = pick_gradient_checkpointing(
+        config.model, asked=config.train.gradient_checkpointing, device_type=device_type
+    )
+    logger.info("Gradient checkpointing %s: %s.", "on" if choice.enabled else "off", choice.reason)
+    if choice.enabled:
+        enable_gradient_checkpointing(model, use_reentrant=config.model.use_reentrant_gc)
+    if config.model.print_param_status:
+        log_parameters(model)
+    return model, attention
 
 
 def execute(run: Run) -> RunReport:

@@ -20,7 +20,7 @@ def run(config: RunConfig) -> RunReport:
         default_system=config.data.default_system,
         enable_thinking=config.data.enable_thinking,
     )
-    tokenizer.chat_template = template.serving_text
+    tokenizer.chat_template = template.serving_text()
     data = build_datasets(
         config.data,
         encode=ConversationEncoder.of(config.data, template=template, tokenizer=tokenizer),

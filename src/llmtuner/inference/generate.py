@@ -1,0 +1,67 @@
+"""Text from a model: prompts in, only the newly written text out."""
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmtuner.hparams.generating import GeneratingArgs
+from llmtuner.model.attention import padded_attention
+
+
+def generation_config(
+    args: GeneratingArgs, *, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
+) -> GenerationConfig:
+    """Return transformers' settings for our options; sampling options only when sampling."""
+    samples = args.do_sample and args.temperature > 0  # temperature 0 means greedy
+    values = {
+        "max_new_tokens": args.max_new_tokens,
+        "num_beams": args.num_beams,
+        "repetition_penalty": args.repetition_penalty,
+        "do_sample": samples,
+        "eos_token_id": list(stop_ids) or tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if args.num_beams > 1:
+        values["length_penalty"] = args.length_penalty
+    if samples:
+        values |= {"temperature": args.temperature, "top_p": args.top_p, "top_k": args.top_k}
+    return GenerationConfig(**values)
+
+
+@torch.inference_mode()
+def generate_texts(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    config: GenerationConfig,
+    skip_special_tokens: bool = True,
+) -> list[str]:
+    """Answer one batch of prompts.
+
+    Args:
+        model: on its device, with or without adapters.
+        tokenizer: decodes the answers.
+        prompts: token ids of each prompt, as `prompt_ids` makes them.
+        config: from `generation_config`.
+        skip_special_tokens: leave stop tokens and the like out of the text.
+
+    Returns:
+        The new text of each prompt, in order; the prompt itself is not in it.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    pad_id = config.pad_token_id or 0
+    ids = torch.full((len(prompts), longest), pad_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    device = base.device
+    with padded_attention(base):
+        output = model.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+    return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=skip_special_tokens)
