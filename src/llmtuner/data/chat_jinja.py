@@ -1,0 +1,88 @@
+"""Rendering a chat template: transformers' sandboxed Jinja, with our errors and the marked spans."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import jinja2.meta
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llmtuner.extras.errors import TemplateError
+
+_MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One rendered chat.
+
+    Attributes:
+        text: what the template wrote.
+        marks: [start, end) of each generation mark in `text`, in characters.
+    """
+
+    text: str
+    marks: tuple[tuple[int, int], ...]
+
+
+def render_chat(
+    text: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any],
+    generation_prompt: bool,
+) -> Rendered:
+    """Render `messages` with the template `text`, as `apply_chat_template` does.
+
+    Raises:
+        TemplateError: the template refuses these messages, or is not valid Jinja.
+    """
+    has_marks_to_follow = has_marks(text) and not generation_prompt
+    try:
+        texts, marks = render_jinja_template(
+            conversations=[list(messages)],
+            tools=list(tools) if tools else None,
+            chat_template=text,
+            return_assistant_tokens_mask=has_marks_to_follow,
+            add_generation_prompt=generation_prompt,
+            **variables,
+        )
+    # Templates are programs: besides Jinja's own errors they fail like Python code does.
+    except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as problem:
+        roles = [message.get("role") for message in messages]
+        raise TemplateError(
+            f"The chat template cannot render these messages: {problem}", got=roles
+        ) from problem
+    return Rendered(texts[0], tuple(marks[0]) if marks else ())
+
+
+def has_marks(text: str) -> bool:
+    """Say whether the template says by `{% generation %}` what the model writes."""
+    return _MARK.search(text) is not None
+
+
+def without_marks(text: str) -> str:
+    """Return the template for Jinja without the `generation` tag; it renders the same text.
+
+    `if true` keeps a block where the mark was, so that the white space around it is cut as before.
+    """
+    return _MARK.sub(lambda m: f"{{%{m[1]} {'endif' if m[2] else 'if true'} {m[3]}%}}", text)
+
+
+def variables_of(text: str) -> frozenset[str]:
+    """Return the names that the template reads and does not define.
+
+    Raises:
+        TemplateError: the template is not valid Jinja.
+    """
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
+    try:
+        tree = environment.parse(without_marks(text))
+    except jinja2.TemplateSyntaxError as problem:
+        raise TemplateError(
+            f"The chat template is not valid Jinja: line {problem.lineno}: {problem.message}"
+        ) from problem
+    return frozenset(jinja2.meta.find_undeclared_variables(tree))

@@ -1,0 +1,203 @@
+"""The prompt that a model sees: one function for training and for serving.
+
+Text of users, tools, system prompts and answers never becomes a control token: the guarded tokens in
+it are encoded as ordinary text. Whoever serves the model with another program gets the same ids from
+`tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+
+from llmtuner.data.chat_jinja import Rendered, render_chat
+from llmtuner.data.conversation import Message, ToolCall
+from llmtuner.data.template import Template, guarded_in
+from llmtuner.extras.errors import DataError, TemplateError
+
+GUARD_START, GUARD_END = "\U000f0000", "\U000f0001"  # what mark_control_tokens writes
+_GUARDS = str.maketrans("", "", GUARD_START + GUARD_END)
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+
+
+def prompt_ids(
+    messages: Sequence[Message],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    tools: str | None = None,
+    enable_thinking: bool | None = None,
+) -> list[int]:
+    """Return the ids after which the model writes its answer.
+
+    Args:
+        messages: the conversation so far; it does not end with an answer.
+        template: from `load_template`.
+        tokenizer: the one the template was loaded for.
+        tools: JSON text of the list of tool definitions.
+        enable_thinking: another choice than the template's own for this one answer.
+    """
+    check_abilities(messages, template=template, tools=tools)
+    rendered = render_messages(
+        messages,
+        template=template,
+        tools=tools,
+        enable_thinking=template.enable_thinking if enable_thinking is None else enable_thinking,
+        generation_prompt=True,
+    )
+    return encode(rendered.text, tokenizer)
+
+
+def render_messages(
+    messages: Sequence[Message],
+    *,
+    template: Template,
+    tools: str | None,
+    enable_thinking: bool | None,
+    generation_prompt: bool,
+) -> Rendered:
+    """Render messages with guards around the control tokens that stand in their text."""
+    return render_chat(
+        template.text,
+        _to_wire(messages, template),
+        tools=_guard_all(parse_tools(tools), template) if tools else None,
+        variables=template.variables(enable_thinking),
+        generation_prompt=generation_prompt,
+    )
+
+
+def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of rendered text; guarded tokens become ordinary text."""
+    if GUARD_START in text or GUARD_END in text:
+        return encode_marked_chat(tokenizer, text)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def unguarded(text: str) -> str:
+    """Return rendered text as people read it."""
+    return text.translate(_GUARDS)
+
+
+def guard(text: str, role: str, template: Template) -> str:
+    """Return `text` with guards around the control tokens in it."""
+    tokens = guarded_in(role, template.guarded_tokens)
+    guarded: str = mark_control_tokens(text, _pattern(tokens))
+    return guarded
+
+
+def split_thinking(message: Message, template: Template) -> Message:
+    """Return the answer in the form that the template shows best.
+
+    Templates that know thinking get it apart from the answer, also where the data has both in one
+    text; for the others it is put in front of the answer. An empty thought is no thought.
+    """
+    thinking, content = message.thinking, message.content
+    found = _THOUGHT.match(content) if thinking is None and template.abilities.thinking else None
+    if found is not None:
+        thinking, content = found[1].strip("\n"), content[found.end() :]
+    if thinking is not None and not thinking.strip():
+        thinking = None
+    if thinking is not None and not template.abilities.thinking:
+        thinking, content = None, f"<think>\n{thinking}\n</think>\n\n{content}"
+    return Message(
+        message.role,
+        content,
+        train=message.train,
+        thinking=thinking,
+        tool_calls=message.tool_calls,
+    )
+
+
+def parse_tools(tools: str) -> list[Any]:
+    """Return the tool definitions in the form that templates expect."""
+    parsed = _parse_json(tools)
+    definitions = parsed if isinstance(parsed, list) else [parsed]
+    return [
+        {"type": "function", "function": tool}
+        if isinstance(tool, dict) and "function" not in tool
+        else tool
+        for tool in definitions
+    ]
+
+
+def check_abilities(messages: Sequence[Message], *, template: Template, tools: str | None) -> None:
+    """Refuse a conversation of which the template would drop a part without a word.
+
+    Raises:
+        TemplateError: names the template and the part.
+    """
+    can = template.abilities
+    lost = {
+        "system prompts": not can.system and messages[0].role == "system",
+        "tool definitions": not can.tools and bool(tools),
+        "tool calls": not can.tool_calls and any(message.tool_calls for message in messages),
+        "tool results": not can.tool_results and any(m.role == "tool" for m in messages),
+    }
+    for part, is_lost in lost.items():
+        if is_lost:
+            raise TemplateError(
+                f"{template.label} cannot show {part}.",
+                fix="choose a template that can, for example qwen or llama3, or leave them out",
+            )
+
+
+def _to_wire(messages: Sequence[Message], template: Template) -> list[dict[str, Any]]:
+    """Return messages as `apply_chat_template` takes them; results know the calls they answer."""
+    wire: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []
+    num_calls = 0
+    for message in messages:
+        if message.role == "assistant":
+            message = split_thinking(message, template)
+        entry: dict[str, Any] = {
+            "role": message.role,
+            "content": guard(message.content, message.role, template),
+        }
+        if message.thinking is not None:
+            entry["reasoning_content"] = guard(message.thinking, message.role, template)
+        if message.tool_calls:
+            # Some templates insist on ids of nine letters and digits.
+            ids = [f"call{num_calls + number:05d}" for number in range(len(message.tool_calls))]
+            num_calls += len(ids)
+            entry["tool_calls"] = [
+                _call_to_wire(call, call_id, template)
+                for call, call_id in zip(message.tool_calls, ids, strict=True)
+            ]
+            waiting = list(entry["tool_calls"])
+        if message.role == "tool" and waiting:
+            call = waiting.pop(0)
+            entry |= {"tool_call_id": call["id"], "name": call["function"]["name"]}
+        wire.append(entry)
+    return wire
+
+
+def _call_to_wire(call: ToolCall, call_id: str, template: Template) -> dict[str, Any]:
+    arguments = _parse_json(call.arguments)
+    if not isinstance(arguments, dict):
+        raise DataError("The arguments of a tool call are not a JSON object.", got=call.arguments)
+    given = _guard_all(
+        call.arguments if template.abilities.arguments_as_text else arguments, template
+    )
+    function = {"name": guard(call.name, "assistant", template), "arguments": given}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _guard_all(value: Any, template: Template) -> Any:
+    return mark_control_tokens(value, _pattern(template.guarded_tokens))
+
+
+@lru_cache(maxsize=8)
+def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as problem:
+        raise DataError("Tools and arguments must be JSON.", got=text) from problem
