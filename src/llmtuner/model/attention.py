@@ -1,0 +1,220 @@
+"""Attention over samples laid end to end, which never looks across a sample's border."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from llmtuner.extras.errors import ModelError
+from llmtuner.extras.logs import get_logger
+
+logger = get_logger(__name__)
+
+VARLEN = "llmtuner_varlen"
+PADDED = "sdpa"
+_FLASH = "flash_attention_2"
+_PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+# Arguments that change the scores; a model that gives one of them cannot use the plain kernel.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def register_varlen() -> None:
+    """Make `attn_implementation="llmtuner_varlen"` known to transformers; may be called again."""
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(VARLEN, _no_mask)
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Run causal attention inside each sample of a flat batch.
+
+    Args:
+        module: the attention layer; unused, part of transformers' calling convention.
+        query: [1, H, T, D].
+        key: [1, H_kv, T, D]; H_kv divides H.
+        value: [1, H_kv, T, D_v].
+        attention_mask: must be None: a flat batch has no padding.
+        scaling: factor of the scores; None: 1 / sqrt(D).
+        dropout: probability of dropping a score.
+        sliding_window: how many last tokens, itself included, a token sees; None: all.
+        is_causal: only None and True are possible.
+        cu_seq_lens_q: int32 [n + 1], the borders of the n samples: 0, …, T.
+        kwargs: what else the model passes; scores must not depend on it.
+
+    Returns:
+        [1, T, H, D_v], and None for the attention weights.
+    """
+    _check_call(query, attention_mask, is_causal, cu_seq_lens_q, kwargs)
+    assert cu_seq_lens_q is not None
+    lengths = cu_seq_lens_q.diff().tolist()
+    outputs = [
+        _causal(q, k, v, scaling=scaling, dropout=dropout, window=sliding_window)
+        for q, k, v in zip(
+            query.split(lengths, dim=2),
+            key.split(lengths, dim=2),
+            value.split(lengths, dim=2),
+            strict=True,
+        )
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def supports_varlen(config: PreTrainedConfig) -> bool:
+    """Tell whether a model computes plain causal attention that can be cut at sample borders.
+
+    Recurrent and convolution layers, chunked or bidirectional attention, soft-capping, sinks and
+    position biases cannot; nor can code from outside transformers, which is not known here.
+    """
+    model_type = type(config)
+    text = config.get_text_config().to_dict()
+    try:
+        model_class = AutoModelForCausalLM._model_mapping[model_type]
+    except KeyError:
+        return False
+    if not model_class.is_backend_compatible() or text.get("is_encoder_decoder"):
+        return False
+    if not set(text.get("layer_types") or ()) <= _PLAIN_LAYERS:
+        return False
+    if text.get("attn_logit_softcapping") or text.get("use_bidirectional_attention"):
+        return False
+    source = inspect.getsource(sys.modules[model_class.__module__])
+    if text.get("sliding_window") and "sliding_window=" not in source:
+        return False
+    return not any(f"{name}=" in source for name in ("s_aux", "position_bias", "alibi"))
+
+
+def pick_attention(
+    flash_attn: str, device_type: str, *, config: PreTrainedConfig | None = None
+) -> str:
+    """Choose transformers' `attn_implementation` for training.
+
+    Args:
+        flash_attn: "auto", "off", "sdpa" or "fa2", as the user gave it.
+        device_type: "cpu", "cuda", …
+        config: the model's; given, a model that cannot use flat batches falls back.
+
+    Returns:
+        "llmtuner_varlen" or "flash_attention_2" for flat batches, else "sdpa" or "eager".
+    """
+    if flash_attn == "off":
+        return "eager"
+    if config is not None and not supports_varlen(config):
+        logger.warning("Attention: %s cannot use flat batches; padding instead.", config.model_type)
+        return PADDED
+    has_flash = device_type == "cuda" and find_spec("flash_attn") is not None
+    if flash_attn == "fa2" and not has_flash:
+        logger.warning(
+            "Attention: FlashAttention-2 needs a CUDA GPU and the library flash-attn; using %s.",
+            VARLEN,
+        )
+    if has_flash and flash_attn in ("auto", "fa2"):
+        return _FLASH
+    register_varlen()
+    return VARLEN
+
+
+def uses_flat_batches(attention: str) -> bool:
+    """Tell whether this `attn_implementation` takes samples laid end to end."""
+    return attention in (VARLEN, _FLASH)
+
+
+@contextmanager
+def padded_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model take padded batches and a KV cache meanwhile, for generation."""
+    before = model.config._attn_implementation
+    if before != VARLEN:
+        yield
+        return
+    model.set_attn_implementation(PADDED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def supports_kept_logits(model: nn.Module) -> bool:
+    """Tell whether `forward` takes `logits_to_keep`, so that the head runs only where asked."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _no_mask(*args: object, **kwargs: object) -> None:
+    """Build no mask: the borders travel as `cu_seq_lens_q`."""
+
+
+def _check_call(
+    query: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool | None,
+    cu_seq_lens: Tensor | None,
+    others: dict[str, object],
+) -> None:
+    if cu_seq_lens is None:
+        raise ModelError(
+            f"The attention {VARLEN!r} was called without the borders of the samples.",
+            allowed="flat batches with cu_seq_lens_q",
+            fix="use padded_attention(model) for padded batches and generation",
+        )
+    if query.shape[0] != 1 or attention_mask is not None or is_causal is False:
+        raise ModelError(
+            f"The attention {VARLEN!r} takes one flat batch, without a mask, and looks back only.",
+            got=f"batch {query.shape[0]}, mask {attention_mask is not None}, causal {is_causal}",
+        )
+    used = [name for name in _UNSUPPORTED if others.get(name) is not None]
+    if used:
+        raise ModelError(
+            "This model changes attention scores in a way flat batches cannot follow.",
+            got=used,
+            fix="use --flash_attn off, which pads",
+        )
+
+
+def _causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    """Attention of one sample, [1, H, t, D] -> [1, H, t, D_v]."""
+    num_tokens = query.shape[2]
+    mask = None
+    if window is not None and num_tokens > window:
+        ones = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=query.device)
+        mask = ones.tril().triu(1 - window)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
