@@ -1,0 +1,126 @@
+"""Rows of files with named columns: CSV, Parquet and Arrow."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmtuner.data.encodings import decoded_lines
+from llmtuner.data.records import BadRows, Row
+from llmtuner.extras.errors import DataError
+
+_BATCH_ROWS = 1024
+# Longer cells are cut by no one: the limit of Python's csv module is 131,072 characters.
+_LONGEST_CELL = 2**31 - 1
+_DELIMITERS = (",", "\t", ";")
+_KNOWN_HEADERS = frozenset(
+    ("question", "answer", "instruction", "input", "output", "ask", "title", "prompt", "response")
+).union(("query", "text", "content", "system", "think", "问", "答", "问题", "答案", "回答"))
+
+
+def looks_like_csv(line: str) -> bool:
+    """Tell whether a first line is a header: two column names or more, all of them well known."""
+    names = [name.strip().strip('"').lower() for name in line.strip().split(_delimiter(line))]
+    return len(names) > 1 and set(names) <= _KNOWN_HEADERS
+
+
+def read_csv(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
+    """Yield one `{column: text}` per record; every cell stays a text, an empty one an empty text.
+
+    The first record is the header. Columns without a name (an exported index) are left out. A
+    record with more or fewer cells than the header is a bad row; broken quoting is an error.
+
+    Raises:
+        DataError: with `file:line`.
+    """
+    csv.field_size_limit(_LONGEST_CELL)
+    # A line lost in the middle of a quoted cell would change the cell, so no line may be skipped.
+    first = next(text for _, text in decoded_lines(path, codec, BadRows()) if text.strip())
+    texts = (text for _, text in decoded_lines(path, codec, BadRows()))
+    records = csv.reader(texts, delimiter=_delimiter(first), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = records.line_num + 1
+        try:
+            cells = next(records)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = f"The file is not CSV: {error}."
+            fix = 'close the quoted cell, and write a quote inside one as ""'
+            raise DataError(problem, where=f"{path}:{line}", fix=fix) from None
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = _checked_header(cells, f"{path}:{line}")
+        elif len(cells) != len(header):
+            problem = f"The record has {len(cells)} cells, the header {len(header)}."
+            fix = "quote cells that contain the delimiter or a line break"
+            bad_rows.add(DataError(problem, where=f"{path}:{line}", got=cells, fix=fix))
+        else:
+            named = {name: cell for name, cell in zip(header, cells, strict=True) if name}
+            yield Row(named, f"{path}:{line}")
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file, batch by batch."""
+    import pyarrow.parquet as pq
+
+    try:
+        yield from _rows(path, pq.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, "Parquet", error) from None
+
+
+def read_arrow_file(path: Path) -> Iterator[Row]:
+    """Yield the rows of an Arrow IPC file (Feather version 2)."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            yield from _rows(path, map(reader.get_batch, range(reader.num_record_batches)))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, "Arrow", error) from None
+
+
+def read_arrow_stream(path: Path) -> Iterator[Row]:
+    """Yield the rows of an Arrow IPC stream, as the `datasets` library keeps its tables."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            yield from _rows(path, pa.ipc.open_stream(source))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, "Arrow", error) from None
+
+
+def _rows(path: Path, batches: Any) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            for value in batch.slice(start, _BATCH_ROWS).to_pylist():
+                yield Row(value, f"{path}#{number}")
+                number += 1
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0]
+    return DataError(
+        f"The {kind} file cannot be read: {reason}.",
+        where=str(path),
+        fix="write it again, it may have been cut short",
+    )
+
+
+def _delimiter(header: str) -> str:
+    return max(_DELIMITERS, key=header.count)
+
+
+def _checked_header(cells: list[str], where: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        problem = "The CSV header names a column twice."
+        raise DataError(problem, where=where, got=twice, fix="rename one of them")
+    return names

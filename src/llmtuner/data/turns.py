@@ -1,0 +1,93 @@
+"""The rules that every conversation obeys, whatever format it came from."""
+
+from llmtuner.data.conversation import Conversation, Message
+from llmtuner.extras.errors import DataError
+
+_SKIP = "repair the row, or pass --on_bad_row skip"
+_NEXT = {
+    "start": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "call": ("tool",),
+    "assistant": ("user",),
+    "tool": ("tool", "assistant"),
+}
+
+
+def check_conversation(conversation: Conversation) -> None:
+    """Refuse a conversation that cannot be served the way it is trained.
+
+    A text stands alone. Else: an optional system turn first, then user and assistant in strict
+    alternation; an assistant turn with calls is followed by one tool turn or more (results of
+    parallel calls), then by the assistant. The last turn is the assistant's, an answer or a call.
+    User turns and answers are not empty. Nothing is cut, merged or re-ordered to make a row fit.
+
+    Raises:
+        DataError: names the turn, counted from 1.
+    """
+    messages = conversation.messages
+    if not messages:
+        raise DataError("The conversation has no turns.", fix=_SKIP)
+    for number, message in enumerate(messages, start=1):
+        _check_message(number, message)
+    if any(message.role == "text" for message in messages):
+        if len(messages) > 1:
+            problem = "A pre-training text stands alone, it has no other turns."
+            raise DataError(problem, got=[message.role for message in messages], fix=_SKIP)
+        return
+    state = "start"
+    for number, message in enumerate(messages, start=1):
+        if message.role not in _NEXT[state]:
+            raise _wrong_turn(number, message, state)
+        state = "call" if message.tool_calls else message.role
+    if state not in ("assistant", "call"):
+        raise DataError(
+            f"The conversation ends with {_said(messages[-1])}, which nobody answers.",
+            got=[message.role for message in messages[-3:]],
+            allowed="an answer of the assistant as the last turn",
+            fix=f"add the answer or remove the turn; or {_SKIP.split(', or ')[1]}",
+        )
+
+
+def _check_message(number: int, message: Message) -> None:
+    texts = (message.content, message.thinking or "", *(c.arguments for c in message.tool_calls))
+    if any("\0" in text for text in texts):
+        raise DataError(f"Turn {number} contains a NUL character.", fix=_SKIP)
+    may_be_empty = message.role in ("system", "tool") or bool(message.tool_calls)
+    if not may_be_empty and not message.content.strip():
+        raise DataError(f"Turn {number} ({message.role}) is empty.", got=message.content, fix=_SKIP)
+    if message.train and message.role not in ("assistant", "text"):
+        raise DataError(
+            f"Turn {number} ({message.role}) asks to be trained.",
+            allowed="training on assistant turns",
+            fix="remove its weight, or use --train_on_prompt",
+        )
+
+
+def _wrong_turn(number: int, message: Message, state: str) -> DataError:
+    if message.role == "system":
+        problem = f"Turn {number} is a system turn; only the first turn can be one."
+    elif message.role == "tool":
+        problem = f"Turn {number} is a tool result, but no function call stands before it."
+    elif state in ("start", "system"):
+        problem = f"The conversation starts with {_said(message)}."
+    else:
+        problem = f"Turn {number} ({message.role}) follows {_STATES[state]}."
+    allowed = "a turn of " + " or ".join(_NEXT[state])
+    return DataError(problem, got=message.content, allowed=allowed, fix=_SKIP)
+
+
+_STATES = {
+    "user": "a user turn",
+    "call": "a function call",
+    "assistant": "an assistant turn",
+    "tool": "a tool result",
+}
+
+
+def _said(message: Message) -> str:
+    return (
+        "a function call"
+        if message.tool_calls
+        else f"a {message.role} turn".replace("a assistant", "an assistant")
+    )
