@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation
 from llmtuner.data.dataset_info import DatasetSpec
+from llmtuner.data.records import BadRows
 from llmtuner.data.render import Encoded
-from llmtuner.data.rows import BadRows, load_conversations
+from llmtuner.data.rows import load_conversations
 from llmtuner.data.token_store import TokenRow, Tokens, content_key, load_or_build
 from llmtuner.extras.env import process_env
 from llmtuner.extras.files import sha256_of
@@ -44,17 +47,6 @@ def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
         {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in spec.files
     ]
-    key = content_key(
-        {
-            "code": CODE_VERSION,
-            "files": [file["sha256"] for file in files] or spec.name,
-            "spec": spec.reading_settings(),
-            "encoding": args.encoding,
-            "max_samples": args.max_samples,
-            "on_bad_row": args.on_bad_row,
-            "encoder": encode.fingerprint(),
-        }
-    )
 
     def build(counts: dict[str, Any]) -> Iterator[TokenRow]:
         counts["files"] = files
@@ -64,10 +56,29 @@ def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
         counts["bad_rows"] = bad_rows.count
         counts["bad_row_examples"] = list(bad_rows.examples)
 
+    key = content_key(
+        {
+            "code": CODE_VERSION,
+            "files": [file["sha256"] for file in files],
+            # paths show in `source` of every row, so the same bytes elsewhere are another store
+            "spec": asdict(spec),
+            "custom_formats": _custom_format_digests(args.custom_formats),
+            "encoding": args.encoding,
+            "max_samples": args.max_samples,
+            "on_bad_row": args.on_bad_row,
+            "encoder": encode.fingerprint(),
+        }
+    )
     folder = process_env().cache_dir / "tokens" / key
-    tokens = load_or_build(folder, build=build, rebuild=args.overwrite_cache)
+    # what a hub serves under a name can change without us knowing
+    rebuild = args.overwrite_cache or spec.hub is not None
+    tokens = load_or_build(folder, build=build, rebuild=rebuild)
     _log_counts(spec.name, tokens.counts)
     return tokens
+
+
+def _custom_format_digests(folder: str | None) -> list[str]:
+    return [sha256_of(path) for path in sorted(Path(folder).glob("*.py"))] if folder else []
 
 
 def _encode_rows(

@@ -1,0 +1,131 @@
+"""Packing, dealing out and collating: nothing lost, nothing twice, the same steps everywhere."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from llmtuner.data.batches import Layout, StepBatches
+from llmtuner.data.collate import FlatCollator, PaddedCollator
+from llmtuner.data.packing import fill_ratio, pack
+from llmtuner.extras.errors import DataError
+
+
+def log_normal_lengths(count: int, *, capacity: int, seed: int = 0) -> list[int]:
+    drawn = np.random.default_rng(seed).lognormal(5.5, 1.0, count)
+    return [int(length) for length in np.clip(drawn, 4, capacity)]
+
+
+def test_packs_hold_every_sample_once_and_fit() -> None:
+    lengths = log_normal_lengths(5000, capacity=4096)
+    packs = pack(lengths, capacity=4096, seed=1)
+    assert sorted(itertools.chain.from_iterable(packs)) == list(range(5000))
+    assert all(sum(lengths[n] for n in group) <= 4096 for group in packs)
+    assert fill_ratio(packs, lengths, capacity=4096) > 0.99
+
+
+def test_packs_depend_on_the_seed_alone() -> None:
+    lengths = [10] * 50
+    assert pack(lengths, capacity=40, seed=3) == pack(lengths, capacity=40, seed=3)
+    assert pack(lengths, capacity=40, seed=3) != pack(lengths, capacity=40, seed=4)
+
+
+def test_a_sample_longer_than_a_pack_is_refused() -> None:
+    with pytest.raises(DataError, match="does not fit"):
+        pack([10, 50], capacity=40, seed=0)
+
+
+LAYOUTS = [
+    [Layout(8)],
+    [Layout(2, accumulation_steps=4)],
+    [Layout(1, accumulation_steps=8)],
+    [Layout(2, accumulation_steps=2, rank=rank, world_size=2) for rank in (0, 1)],
+    [Layout(1, accumulation_steps=2, rank=rank, world_size=4) for rank in range(4)],
+]
+
+
+def steps_of(ranks: list[Layout], num_samples: int, epoch: int) -> list[list[int]]:
+    """Return the samples of every optimizer step, over all ranks and accumulations."""
+    accumulation = ranks[0].accumulation_steps
+    per_rank = []
+    for layout in ranks:
+        batches = StepBatches(num_samples, layout=layout, seed=5, shuffle=True)
+        batches.set_epoch(epoch)
+        seen = list(batches)
+        assert len(seen) == len(batches)
+        per_rank.append(seen)
+    assert len({len(seen) for seen in per_rank}) == 1, "ranks must take the same number of passes"
+    steps = []
+    for start in range(0, len(per_rank[0]), accumulation):
+        chunk = [seen[start : start + accumulation] for seen in per_rank]
+        steps.append(sorted(n for part in chunk for batch in part for n in batch))
+    return steps
+
+
+@pytest.mark.parametrize("num_samples", [64, 61, 9, 3])
+@pytest.mark.parametrize("ranks", LAYOUTS)
+def test_every_layout_trains_the_same_steps(ranks: list[Layout], num_samples: int) -> None:
+    expected = steps_of([Layout(8)], num_samples, epoch=1)
+    assert steps_of(ranks, num_samples, epoch=1) == expected
+    assert sorted(itertools.chain.from_iterable(expected)) == list(range(num_samples))
+
+
+def test_epochs_have_different_orders_and_no_shuffle_keeps_the_file_order() -> None:
+    assert steps_of([Layout(8)], 64, epoch=0) != steps_of([Layout(8)], 64, epoch=1)
+    in_order = StepBatches(10, layout=Layout(4), seed=0, shuffle=False)
+    assert list(in_order) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_packs_stay_together() -> None:
+    batches = StepBatches(5, layout=Layout(1), seed=0, shuffle=False, packs=[[4, 0], [1, 2, 3]])
+    assert list(batches) == [[4, 0], [1, 2, 3]]
+
+
+def test_length_groups_lose_nothing_and_reduce_spread() -> None:
+    lengths = log_normal_lengths(400, capacity=1000)
+    plain = StepBatches(400, layout=Layout(8), seed=0, shuffle=True)
+    grouped = StepBatches(400, layout=Layout(8), seed=0, shuffle=True, lengths=lengths)
+    assert sorted(itertools.chain.from_iterable(grouped)) == list(range(400))
+
+    def spread(batches: StepBatches) -> float:
+        return sum(max(lengths[n] for n in b) - min(lengths[n] for n in b) for b in batches)
+
+    assert spread(grouped) < 0.2 * spread(plain)
+
+
+ROWS = [
+    {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
+    {"input_ids": [8, 9, 10, 11], "labels": [8, -100, 10, 11]},
+]
+
+
+def test_flat_batch() -> None:
+    batch = FlatCollator()(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 7]
+    assert batch["cu_seq_lens_q"].dtype == torch.int32
+    assert batch["max_length_q"] == 4
+    # A label is predicted at the place before it; the first token of a sample by nothing at all.
+    assert batch["kept"].tolist() == [0, 1, 4, 5]
+    assert batch["targets"].tolist() == [6, 7, 10, 11]
+
+
+def test_padded_batch_keeps_the_same_targets() -> None:
+    batch = PaddedCollator(pad_id=3)(ROWS)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 3], [8, 9, 10, 11]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["targets"].tolist() == [6, 7, 10, 11]
+    assert batch["kept"].tolist() == [0, 1, 5, 6]
+
+
+@pytest.mark.parametrize("collator", [FlatCollator(), PaddedCollator()])
+def test_an_empty_micro_batch_is_one_token_without_a_target(collator: FlatCollator) -> None:
+    batch = collator([])
+    assert batch["input_ids"].shape == (1, 1)
+    assert batch["targets"].numel() == 0
+
+
+def test_nested_rows_are_packs() -> None:
+    assert FlatCollator()([ROWS])["input_ids"].shape == (1, 7)
