@@ -67,13 +67,14 @@ def _read_flag(
         is_given = following is not None and _is_switch_value(following, name, options)
         line.settings.append(Setting(name, following if is_given else "true", flag))
         return int(is_given)
-    if following is None or following.startswith("--"):
-        if load_aliases().target(name) not in options:
-            line.settings.append(Setting(name, "true", flag))
-        else:
-            line.problems.append(ConfigError(f"{name} needs a value.", where=flag))
-        return 0
     option = options.get(load_aliases().target(name))
+    is_end = following is None or following.startswith("--")
+    if option is None and (is_end or (name not in refusals() and _starts_anew(following))):
+        line.settings.append(Setting(name, "true", flag))
+        return 0
+    if following is None or is_end:
+        line.problems.append(ConfigError(f"{name} needs a value.", where=flag))
+        return 0
     if option is None or not option.kind.is_list:
         line.settings.append(Setting(name, following, flag))
         return 1
@@ -86,10 +87,17 @@ def _values(rest: Sequence[str]) -> list[str]:
     """Return the words that a list flag takes: the first, and all up to the next flag or file."""
     values = [rest[0]]
     for word in rest[1:]:
-        if word.startswith("--") or _KEY_VALUE.fullmatch(word) or _is_config_file(word):
+        if _starts_anew(word):
             break
         values.append(word)
     return values
+
+
+def _starts_anew(word: str | None) -> bool:
+    """Return whether a word stands for itself rather than being the value of a flag."""
+    if word is None or word.startswith("--"):
+        return True
+    return _KEY_VALUE.fullmatch(word) is not None or _is_config_file(word)
 
 
 def _is_switch(name: str, options: Mapping[str, Option]) -> bool:
@@ -117,7 +125,8 @@ def _is_switch_value(word: str, name: str, options: Mapping[str, Option]) -> boo
 def _is_negation(name: str, options: Mapping[str, Option]) -> bool:
     if not name.startswith("no_") or name in _all_names(options):
         return False
-    return _is_switch(name.removeprefix("no_"), options)
+    positive = name.removeprefix("no_")
+    return _is_switch(positive, options) or positive in load_aliases().ignored
 
 
 def _all_names(options: Mapping[str, Option]) -> frozenset[str]:

@@ -13,7 +13,7 @@ from llmtuner.hparams.full import FullArgs
 from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.hparams.options import GROUPS, OTHER_GROUP, all_options
+from llmtuner.hparams.options import GROUPS, OTHER_GROUP, options_of
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
 
@@ -68,11 +68,15 @@ class RunConfig:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every value by its flat name, ready for JSON, with secrets masked."""
-        options = all_options()
+        """Return the command's values by flat name, ready for JSON, with secrets masked.
+
+        Written to a file and given to the same command, they ask for the same run.
+        """
+        options = options_of(self.command)
         return {
             name: HIDDEN if options[name].secret and value is not None else _plain(value)
             for name, value in self.values().items()
+            if name in options
         }
 
 

@@ -1,6 +1,6 @@
 """From a command line to a checked configuration: read, type, resolve, check."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +9,15 @@ from llmtuner.hparams.aliases import load_aliases, translate
 from llmtuner.hparams.checks import check
 from llmtuner.hparams.command_line import read_command_line
 from llmtuner.hparams.config import RunConfig
+from llmtuner.hparams.deepspeed_file import DeepspeedFile, read_deepspeed_file
+from llmtuner.hparams.help import help_text
 from llmtuner.hparams.options import GROUPS, OTHER_GROUP, Option, all_options, options_of
 from llmtuner.hparams.raw import Setting, read_config_file
 from llmtuner.hparams.refused import drop_refused, refusals
 from llmtuner.hparams.resolve import resolve
 from llmtuner.hparams.values import type_value
+
+__all__ = ["help_text", "parse"]
 
 
 def parse(command: str, argv: Sequence[str]) -> RunConfig:
@@ -37,8 +41,9 @@ def parse(command: str, argv: Sequence[str]) -> RunConfig:
     settings = drop_refused(settings, notices=notices, problems=problems)
     values, broken = _type_all(settings, command, problems)
     config = _build(command, values, notices)
-    resolved = resolve(config)
-    found = check(resolved)
+    deepspeed = _read_deepspeed(config, problems)
+    resolved = resolve(config, deepspeed)
+    found = check(resolved, deepspeed)
     # A setting that could not be read has its default for now: what follows from that is noise.
     problems += [error for names, error in found if not broken.intersection(names)]
     if problems:
@@ -54,10 +59,24 @@ def _read(
     if line.config_file is None:
         return line.settings
     try:
-        return [*read_config_file(line.config_file), *line.settings]
+        in_file = read_config_file(line.config_file)
+        problems += _twins(in_file)
+        return [*in_file, *line.settings]
     except ConfigError as error:
         problems.append(error)
         return line.settings
+
+
+def _twins(settings: Iterable[Setting]) -> Iterator[ConfigError]:
+    """Yield the lines of a file that give the same option under two names."""
+    seen: dict[str, Setting] = {}
+    for setting in settings:
+        name = load_aliases().target(setting.name)
+        first = seen.setdefault(name, setting)
+        is_fallback = {first.name, setting.name} & load_aliases().fallback.keys()
+        if first is not setting and not is_fallback:
+            problem = f"{setting.name} and {first.name} are the same option."
+            yield ConfigError(problem, where=setting.where, fix="keep one of the two")
 
 
 def _type_all(
@@ -99,6 +118,16 @@ def _build(command: str, values: Mapping[str, Any], notices: Sequence[str]) -> R
     objects = {group: GROUPS[group](**given) for group, given in groups.items()}
     config = RunConfig(command=command, given=frozenset(values), notices=tuple(_unique(notices)))
     return replace(config, **objects)
+
+
+def _read_deepspeed(config: RunConfig, problems: list[ConfigError]) -> DeepspeedFile | None:
+    if config.train.deepspeed is None:
+        return None
+    try:
+        return read_deepspeed_file(config.train.deepspeed)
+    except ConfigError as error:
+        problems.append(error)
+        return None
 
 
 def _unique(lines: Iterable[str]) -> list[str]:

@@ -46,7 +46,7 @@ def read_config_file(path: Path) -> list[Setting]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        reason = error.strerror or "unreadable"
+        reason = (error.strerror or "unreadable").lower()
         raise ConfigError(f"Cannot read the configuration file: {reason}.", got=str(path)) from None
     except UnicodeDecodeError as error:
         problem = "The configuration file is not UTF-8."

@@ -60,7 +60,7 @@ def drop_refused(
         if refusal is not None and _is_inert(setting.raw, refusal.inert):
             notices.append(f"{setting.name} has no effect: {refusal.what} is not supported.")
         elif refusal is not None:
-            line = f"{setting.name} is not supported ({refusal.what})."
+            line = f"{refusal.what} ({setting.name}) is not supported."
             problems.append(ConfigError(line, fix=refusal.fix, where=setting.where))
         elif problem is not None:
             problems.append(problem)

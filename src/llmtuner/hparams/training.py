@@ -65,7 +65,6 @@ class TrainArgs:
     neftune_noise_alpha: float | None = arg(None, "Noise on the embeddings (NEFTune).", low=0)
     seed: int = arg(42, "Seed of everything random.", low=0, high=2**32 - 1)
     data_seed: int | None = arg(None, "Seed of the order of the data. Unset: seed.", low=0)
-    disable_tqdm: bool | None = arg(None, "Show no progress bars.")
 
     bf16: bool | None = arg(None, "bfloat16 mixed precision. Unset: where the device has it.")
     fp16: bool = arg(False, "float16 mixed precision, for older GPUs.")
@@ -75,7 +74,7 @@ class TrainArgs:
         None, "Recompute activations to save memory. Unset: see disable_gradient_checkpointing."
     )
     gradient_checkpointing_kwargs: dict[str, Any] | None = arg(
-        None, "Arguments of gradient checkpointing."
+        None, "Only use_reentrant is read; see use_reentrant_gc."
     )
     deepspeed: str | None = arg(None, "DeepSpeed configuration, a JSON file.")
     ddp_timeout: int = arg(1800, "How long processes wait for each other.", unit="s", low=1)
@@ -111,14 +110,8 @@ class TrainArgs:
         """Return what `transformers.Seq2SeqTrainingArguments` gets.
 
         Left out: what the package decides itself (precision, resuming, checkpoint rotation,
-        generation). `report_to` is always "none", since our own loggers report.
+        gradient checkpointing, generation). `report_to` is always "none": our loggers report.
         """
         own = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in _OWNED}
         given = {name: value for name, value in self.other.items() if name not in _OWNED}
-        values = own | given | {"report_to": "none"}
-        # transformers warns about the old names of these two.
-        if self.gradient_checkpointing is not None:
-            values["activation_checkpointing"] = self.gradient_checkpointing
-        if self.gradient_checkpointing_kwargs is not None:
-            values["activation_checkpointing_kwargs"] = self.gradient_checkpointing_kwargs
-        return values
+        return own | given | {"report_to": "none"}

@@ -15,6 +15,7 @@ _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
 _UNSET = frozenset({"", "null", "none", "~"})
 _UNSET_TEXT = frozenset({"", "null", "Null", "NULL", "None", "~"})
 _INT = re.compile(r"[-+]?\d[\d_]*")
+_LONGEST_INT = 100
 _SHOWN = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
 
@@ -62,8 +63,9 @@ def free_value(raw: Raw) -> Any:
         return None
     if word.lower() in {"true", "false"}:
         return word.lower() == "true"
-    if _INT.fullmatch(word):
-        return int(word)
+    whole = _to_int(word) if _INT.fullmatch(word) else None
+    if whole is not None:
+        return whole
     number = _to_float(word)
     return raw if number is None else number
 
@@ -119,7 +121,7 @@ def _to_base(text: str, base: str) -> Any:
 
 
 def _to_int(word: str) -> int | None:
-    if _INT.fullmatch(word):
+    if _INT.fullmatch(word) and len(word) < _LONGEST_INT:
         return int(word.replace("_", ""))
     number = _to_float(word)
     return int(number) if number is not None and number.is_integer() else None
