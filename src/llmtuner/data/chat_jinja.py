@@ -1,4 +1,4 @@
-"""Rendering a chat template: transformers' sandboxed Jinja, with our errors and the marked spans."""
+"""Rendering chat templates: transformers' sandboxed Jinja, with our errors and the marked spans."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ def render_chat(
     """
     has_marks_to_follow = has_marks(text) and not generation_prompt
     try:
-        texts, marks = render_jinja_template(
-            conversations=[list(messages)],
-            tools=list(tools) if tools else None,
+        rendered: Any = render_jinja_template(
+            conversations=[[dict(message) for message in messages]],
+            tools=[dict(tool) for tool in tools] if tools else None,
             chat_template=text,
             return_assistant_tokens_mask=has_marks_to_follow,
             add_generation_prompt=generation_prompt,
@@ -56,6 +56,7 @@ def render_chat(
         raise TemplateError(
             f"The chat template cannot render these messages: {problem}", got=roles
         ) from problem
+    texts, marks = rendered
     return Rendered(texts[0], tuple(marks[0]) if marks else ())
 
 

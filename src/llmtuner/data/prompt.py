@@ -1,13 +1,14 @@
 """The prompt that a model sees: one function for training and for serving.
 
-Text of users, tools, system prompts and answers never becomes a control token: the guarded tokens in
-it are encoded as ordinary text. Whoever serves the model with another program gets the same ids from
-`tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)`.
+Text of users, tools, system prompts and answers never becomes a control token: the guarded tokens
+in it are encoded as ordinary text. Whoever serves the model with another program gets the same ids
+from `tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)`.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,35 @@ from llmtuner.extras.errors import DataError, TemplateError
 GUARD_START, GUARD_END = "\U000f0000", "\U000f0001"  # what mark_control_tokens writes
 _GUARDS = str.maketrans("", "", GUARD_START + GUARD_END)
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation in the form that templates take it.
+
+    Attributes:
+        messages: the turns, with thinking where the template wants it.
+        wire: the same as `apply_chat_template` takes them, with guards.
+        tools: tool definitions, with guards; None without tools.
+        template: from `load_template`.
+    """
+
+    messages: tuple[Message, ...]
+    wire: tuple[Mapping[str, Any], ...]
+    tools: list[Any] | None
+    template: Template
+
+    def render(
+        self, num_messages: int, *, enable_thinking: bool | None, generation_prompt: bool
+    ) -> Rendered:
+        """Render the first `num_messages` turns."""
+        return render_chat(
+            self.template.text,
+            self.wire[:num_messages],
+            tools=self.tools,
+            variables=self.template.variables(enable_thinking),
+            generation_prompt=generation_prompt,
+        )
 
 
 def prompt_ids(
@@ -41,40 +71,32 @@ def prompt_ids(
         tools: JSON text of the list of tool definitions.
         enable_thinking: another choice than the template's own for this one answer.
     """
-    check_abilities(messages, template=template, tools=tools)
-    rendered = render_messages(
-        messages,
-        template=template,
-        tools=tools,
-        enable_thinking=template.enable_thinking if enable_thinking is None else enable_thinking,
-        generation_prompt=True,
-    )
+    chat = prepare_chat(messages, template=template, tools=tools)
+    setting = template.enable_thinking if enable_thinking is None else enable_thinking
+    rendered = chat.render(len(messages), enable_thinking=setting, generation_prompt=True)
     return encode(rendered.text, tokenizer)
 
 
-def render_messages(
-    messages: Sequence[Message],
-    *,
-    template: Template,
-    tools: str | None,
-    enable_thinking: bool | None,
-    generation_prompt: bool,
-) -> Rendered:
-    """Render messages with guards around the control tokens that stand in their text."""
-    return render_chat(
-        template.text,
-        _to_wire(messages, template),
-        tools=_guard_all(parse_tools(tools), template) if tools else None,
-        variables=template.variables(enable_thinking),
-        generation_prompt=generation_prompt,
-    )
+def prepare_chat(messages: Sequence[Message], *, template: Template, tools: str | None) -> Chat:
+    """Bring a conversation into the form that the template takes.
+
+    Raises:
+        TemplateError: the template would drop a part of it without a word.
+        DataError: tools or arguments are not JSON.
+    """
+    _check_abilities(messages, template=template, tools=tools)
+    shown = tuple(split_thinking(m, template) if m.role == "assistant" else m for m in messages)
+    definitions = _guard_all(parse_tools(tools), template) if tools else None
+    return Chat(shown, tuple(_to_wire(shown, template)), definitions or None, template)
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of rendered text; guarded tokens become ordinary text."""
     if GUARD_START in text or GUARD_END in text:
-        return encode_marked_chat(tokenizer, text)
-    return tokenizer.encode(text, add_special_tokens=False)
+        guarded: list[int] = encode_marked_chat(tokenizer, text)
+        return guarded
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
 
 
 def unguarded(text: str) -> str:
@@ -124,15 +146,11 @@ def parse_tools(tools: str) -> list[Any]:
     ]
 
 
-def check_abilities(messages: Sequence[Message], *, template: Template, tools: str | None) -> None:
-    """Refuse a conversation of which the template would drop a part without a word.
-
-    Raises:
-        TemplateError: names the template and the part.
-    """
+def _check_abilities(messages: Sequence[Message], *, template: Template, tools: str | None) -> None:
+    """Refuse a conversation of which the template would drop a part without a word."""
     can = template.abilities
     lost = {
-        "system prompts": not can.system and messages[0].role == "system",
+        "system prompts": not can.system and any(m.role == "system" for m in messages),
         "tool definitions": not can.tools and bool(tools),
         "tool calls": not can.tool_calls and any(message.tool_calls for message in messages),
         "tool results": not can.tool_results and any(m.role == "tool" for m in messages),
@@ -151,8 +169,6 @@ def _to_wire(messages: Sequence[Message], template: Template) -> list[dict[str, 
     waiting: list[dict[str, Any]] = []
     num_calls = 0
     for message in messages:
-        if message.role == "assistant":
-            message = split_thinking(message, template)
         entry: dict[str, Any] = {
             "role": message.role,
             "content": guard(message.content, message.role, template),

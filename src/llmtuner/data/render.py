@@ -1,7 +1,7 @@
 """From a conversation to ids and labels, with the contract between training and serving proved.
 
-For every trained turn: the ids before the trained span are the ids of the prompt that serving sends,
-and the span ends in an id that serving stops on. What cannot be proved stops the run.
+For every trained turn: the ids before the trained span are the ids of the prompt that serving
+sends, and the span ends in an id that serving stops on. What cannot be proved stops the run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
-from llmtuner.data.prompt import check_abilities
-from llmtuner.data.spans import Draft, encode_turn, join_turns
+from llmtuner.data.prompt import prepare_chat
+from llmtuner.data.spans import Draft, encode_turns
 from llmtuner.data.template import Template
 from llmtuner.data.truncate import Fitted, fit
 from llmtuner.extras.errors import DataError, LlmtunerError
@@ -91,14 +91,10 @@ def encode_conversation(
         trained = [n for n in trained if n == last]
 
     def drafts_of(messages: Sequence[Message], trained: Iterable[int]) -> list[Draft]:
-        turns = (
-            encode_turn(messages, turn, tools=tools, template=template, tokenizer=tokenizer)
-            for turn in trained
-        )
-        return join_turns(turns)
+        chat = prepare_chat(messages, template=template, tools=tools)
+        return encode_turns(chat, trained, tokenizer=tokenizer)
 
     try:
-        check_abilities(messages, template=template, tools=tools)
         drafts = drafts_of(messages, trained)
         fitted = [fit(draft, messages, encode=drafts_of, cutoff_len=cutoff_len) for draft in drafts]
     except LlmtunerError as problem:

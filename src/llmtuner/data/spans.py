@@ -1,32 +1,24 @@
 """Trained spans: where each answer begins and ends, and the proof that serving agrees."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.chat_jinja import Rendered
 from llmtuner.data.conversation import Message
-from llmtuner.data.prompt import (
-    GUARD_START,
-    encode,
-    guard,
-    render_messages,
-    split_thinking,
-    unguarded,
-)
+from llmtuner.data.prompt import GUARD_START, Chat, encode, guard, unguarded
 from llmtuner.data.template import Template
 from llmtuner.extras.errors import TemplateError
 
 
 @dataclass(frozen=True)
-class Turn:
-    """The ids of one trained turn: the prompt that serving sends, and what the model answers."""
+class TurnText:
+    """The rendered text of one trained turn, still with guards around control tokens in it."""
 
-    number: int
-    prompt: list[int]
-    answer: list[int]
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -44,62 +36,51 @@ class Draft:
     turns: list[int]
 
 
-@dataclass(frozen=True)
-class TurnText:
-    """The rendered text of one trained turn, still with guards."""
+def encode_turns(
+    chat: Chat, trained: Iterable[int], *, tokenizer: PreTrainedTokenizerBase
+) -> list[Draft]:
+    """Prove and tokenise the trained turns, chained into as few samples as the contract allows.
 
-    prompt: str
-    answer: str
-
-
-def encode_turn(
-    messages: Sequence[Message],
-    turn: int,
-    *,
-    tools: str | None,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Turn:
-    """Return the ids of the trained message number `turn`.
+    A turn goes into the sample of the turn before when its prompt continues that sample id by id. A
+    template that rewrites history, or history that is tokenised differently inside the later
+    prompt, begins a new sample.
 
     Raises:
         TemplateError: training and serving would not agree.
     """
-    text = prove_turn(messages, turn, tools=tools, template=template)
-    answer = text.answer
-    if template.is_space_added:
-        # The tokenizer puts a space in front of a text by itself; the text must not bring a second.
-        answer = answer.removeprefix(" ")
-    ids = encode(answer, tokenizer)
-    if (
-        not ids
-        or ids[-1] not in template.stop_ids
-        or not set(template.stop_ids).isdisjoint(ids[:-1])
-    ):
-        reason = "the answer does not end in the one token that serving stops on"
-        raise _unproved(reason, turn, text.answer, template)
-    return Turn(turn, encode(text.prompt, tokenizer), ids)
+    drafts: list[Draft] = []
+    before: _History | None = None
+    for turn in trained:
+        text = prove_turn(chat, turn)
+        prompt = before.prompt_ids(text.prompt) if before else encode(text.prompt, tokenizer)
+        answer = _answer_ids(text.answer, turn, chat.template, tokenizer)
+        last = drafts[-1] if drafts else Draft([], [], [])
+        span = (len(prompt), len(prompt) + len(answer))
+        if last.ids and prompt[: len(last.ids)] == last.ids:
+            drafts[-1] = Draft(prompt + answer, [*last.spans, span], [*last.turns, turn])
+        else:
+            drafts.append(Draft(prompt + answer, [span], [turn]))
+        before = _History(before, text, answer[-1], tokenizer)
+    return drafts
 
 
-def prove_turn(
-    messages: Sequence[Message], turn: int, *, tools: str | None, template: Template
-) -> TurnText:
+def prove_turn(chat: Chat, turn: int) -> TurnText:
     """Return prompt and answer of a turn under the setting that serving would use for it.
 
     Raises:
         TemplateError: under no setting does the rendered answer follow the rendered prompt.
     """
-    message = split_thinking(messages[turn], template)
+    message = chat.messages[turn]
     proved: list[TurnText] = []
     problems: list[TemplateError] = []
-    for setting in _settings(template, has_thinking=message.thinking is not None):
+    for setting in _settings(chat.template, has_thinking=message.thinking is not None):
         try:
-            text = _turn_text(messages, turn, tools, template, setting)
-            _check_content(text, message, turn, template)
+            text = _turn_text(chat, turn, setting)
+            _check_content(text, turn, chat)
         except TemplateError as problem:
             problems.append(problem)
             continue
-        if _is_own_text(text.answer, message, template):
+        if _is_own_text(text.answer, message, chat.template):
             return text
         proved.append(text)
     if not proved:
@@ -107,65 +88,75 @@ def prove_turn(
     return proved[0]
 
 
-def join_turns(turns: Iterable[Turn]) -> list[Draft]:
-    """Chain turns into one sample as long as each prompt continues the sample so far.
+class _History:
+    """Tokenises a later prompt from the earlier ones, so that long conversations stay linear.
 
-    A template that rewrites history, or history that is tokenised differently inside the later
-    prompt, begins a new sample.
+    The tokenizer cuts a text at special tokens before it does anything else. Where the later prompt
+    only adds to the text, what follows the earlier end token can be tokenised alone.
     """
-    drafts: list[Draft] = []
-    for turn in turns:
-        last = drafts[-1] if drafts else None
-        if last is not None and turn.prompt[: len(last.ids)] == last.ids:
-            start = len(turn.prompt)
-            drafts[-1] = Draft(
-                turn.prompt + turn.answer,
-                [*last.spans, (start, start + len(turn.answer))],
-                [*last.turns, turn.number],
-            )
-        else:
-            start = len(turn.prompt)
-            ids = turn.prompt + turn.answer
-            drafts.append(Draft(ids, [(start, len(ids))], [turn.number]))
-    return drafts
+
+    def __init__(
+        self,
+        before: "_History | None",
+        text: TurnText,
+        end_id: int,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._before = before
+        self._text = text.prompt + text.answer
+        self._ids: list[int] | None = None
+        self._end = tokenizer.added_tokens_decoder.get(end_id) if tokenizer.is_fast else None
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the ids of `prompt`, exactly as if it were tokenised as a whole."""
+        end = self._end
+        is_cut = end is not None and end.special and not end.normalized
+        if end is None or not is_cut or not prompt.startswith(self._text):
+            return encode(prompt, self._tokenizer)
+        if not self._text.endswith(end.content):
+            return encode(prompt, self._tokenizer)
+        rest = encode(end.content + prompt[len(self._text) :], self._tokenizer)
+        return self._own_ids() + rest[1:]
+
+    def _own_ids(self) -> list[int]:
+        if self._ids is None:
+            before = self._before
+            whole = before.prompt_ids if before else lambda text: encode(text, self._tokenizer)
+            self._ids = whole(self._text)
+        return self._ids
+
+
+def _answer_ids(
+    text: str, turn: int, template: Template, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Return the ids of an answer, tokenised apart from its prompt, as the model writes it."""
+    # A tokenizer that puts a space in front of every text must not get a second one.
+    ids = encode(text.removeprefix(" ") if template.is_space_added else text, tokenizer)
+    stops = set(template.stop_ids)
+    if not ids or ids[-1] not in stops or not stops.isdisjoint(ids[:-1]):
+        reason = "the answer does not end in the one token that serving stops on"
+        raise _unproved(reason, turn, text, template)
+    return ids
 
 
 def _settings(template: Template, *, has_thinking: bool) -> list[bool | None]:
     """Return the values of enable_thinking to try, the user's own first."""
     if not template.thinking_switches:
         return [template.enable_thinking]
-    values = [template.enable_thinking, has_thinking, None, not has_thinking]
-    return list(dict.fromkeys(values))
+    return list(dict.fromkeys([template.enable_thinking, has_thinking, None, not has_thinking]))
 
 
-def _turn_text(
-    messages: Sequence[Message],
-    turn: int,
-    tools: str | None,
-    template: Template,
-    setting: bool | None,
-) -> TurnText:
-    def rendered(until: int, *, generation_prompt: bool) -> Rendered:
-        return render_messages(
-            messages[:until],
-            template=template,
-            tools=tools,
-            enable_thinking=setting,
-            generation_prompt=generation_prompt,
-        )
-
-    prompt = rendered(turn, generation_prompt=True).text
-    full = rendered(turn + 1, generation_prompt=False)
+def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
+    prompt = chat.render(turn, enable_thinking=setting, generation_prompt=True).text
+    full = chat.render(turn + 1, enable_thinking=setting, generation_prompt=False)
     if not full.text.startswith(prompt):
         reason = "the conversation does not begin with the prompt that serving sends"
-        raise _unproved(reason, turn, full.text[-200:], template)
-    if template.has_marks:
-        end = _end_by_marks(full, len(prompt), turn, template)
+        raise _unproved(reason, turn, full.text[-200:], chat.template)
+    if chat.template.has_marks:
+        end = _end_by_marks(full, len(prompt), turn, chat.template)
     else:
-        own = split_thinking(messages[turn], template).content
-        end = _end_by_stop(
-            full.text, len(prompt), guard(own, "assistant", template), turn, template
-        )
+        end = _end_by_stop(full.text, len(prompt), turn, chat)
     return TurnText(prompt, full.text[len(prompt) : end])
 
 
@@ -173,27 +164,26 @@ def _end_by_marks(full: Rendered, start: int, turn: int, template: Template) -> 
     """Return where the generation mark of this turn ends; its last token must be a stop token."""
     ends = [end for _, end in full.marks if end > start]
     if not ends:
-        raise _unproved("no generation mark holds the answer", turn, full.text[start:], template)
+        reason = "no generation mark holds the answer"
+        raise _unproved(reason, turn, full.text[start:], template)
     # White space after the end token is the template's, not the model's.
     end = start + len(full.text[start : ends[-1]].rstrip())
     if not full.text.endswith(template.stop_tokens, start, end):
-        problem = _unproved(
+        raise _unproved(
             "the generation mark closes before the token that ends the turn",
             turn,
             full.text[start:],
             template,
+            fix="put the end token before {% endgeneration %}, or take the marks out: "
+            "then llmtuner finds the answers by itself",
         )
-        problem.fix = (
-            "put the end token before {% endgeneration %}, or take the marks out: "
-            "then llmtuner finds the answers by itself"
-        )
-        raise problem
     return end
 
 
-def _end_by_stop(text: str, start: int, content: str, turn: int, template: Template) -> int:
+def _end_by_stop(text: str, start: int, turn: int, chat: Chat) -> int:
     """Return where the first stop token after the answer's content ends."""
-    own = content.strip()
+    template = chat.template
+    own = guard(chat.messages[turn].content, "assistant", template).strip()
     found = text.rfind(own, start) if own else start
     after = found + len(own) if found >= 0 else start
     stops = "|".join(map(re.escape, template.stop_tokens))
@@ -203,12 +193,13 @@ def _end_by_stop(text: str, start: int, content: str, turn: int, template: Templ
     return match.end()
 
 
-def _check_content(text: TurnText, message: Message, turn: int, template: Template) -> None:
-    """Prove that all the row says in this turn is in the trained span."""
+def _check_content(text: TurnText, turn: int, chat: Chat) -> None:
+    """Prove that all that the row says in this turn is in the trained span."""
+    message = chat.messages[turn]
     own = [message.content, message.thinking or "", *(call.name for call in message.tool_calls)]
     for part in own:
-        if guard(part, "assistant", template).strip() not in text.answer:
-            raise _unproved("the template changes the answer", turn, part, template)
+        if guard(part, "assistant", chat.template).strip() not in text.answer:
+            raise _unproved("the template changes the answer", turn, part, chat.template)
 
 
 def _is_own_text(answer: str, message: Message, template: Template) -> bool:
@@ -220,9 +211,11 @@ def _is_own_text(answer: str, message: Message, template: Template) -> bool:
     return before == "" or (message.thinking is not None and before == "<think>")
 
 
-def _unproved(reason: str, turn: int, got: str, template: Template) -> TemplateError:
+def _unproved(
+    reason: str, turn: int, got: str, template: Template, fix: str = "choose another --template"
+) -> TemplateError:
     return TemplateError(
         f"{template.label} does not train what is served: {reason} (message {turn}).",
         got=unguarded(got),
-        fix="choose another --template",
+        fix=fix,
     )

@@ -112,9 +112,8 @@ def load_template(
     guarded = _guarded_tokens(tokenizer)
     if default_system:
         text = _with_default_system(text, default_system, guarded)
-    variables = {**special, **dict.fromkeys(switches, enable_thinking)}
-    if enable_thinking is None:
-        variables = special
+    thinking = {} if enable_thinking is None else dict.fromkeys(switches, enable_thinking)
+    variables: dict[str, Any] = {**special, **thinking}
     abilities = _probe_abilities(text, variables)
     stops = [special.get(word, word) for word in header.get("stop", [])]
     stops = stops or _probe_stops(text, variables, abilities, guarded, label=label)
@@ -208,7 +207,7 @@ def single_id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
     ids = tokenizer.encode(token, add_special_tokens=False)
     # SentencePiece may write a space of its own in front.
     is_single = ids[-1:] == [token_id] and len(ids) <= 2
-    return token_id if is_single and not tokenizer.decode(ids[:-1]).strip() else None
+    return token_id if is_single and not str(tokenizer.decode(ids[:-1])).strip() else None
 
 
 def _ids_of(
@@ -294,7 +293,7 @@ def _probe_stops(
     label: str,
 ) -> list[str]:
     """Return the special tokens that follow an answer and a tool call, by rendering both."""
-    probes = [("probe-answer", _ANSWER, None)]
+    probes: list[tuple[str, dict[str, Any], Any]] = [("probe-answer", _ANSWER, None)]
     if abilities.tool_calls:
         arguments = {"key": "probe-value"}
         call = _call(json.dumps(arguments) if abilities.arguments_as_text else arguments)

@@ -1,0 +1,36 @@
+"""The conversations of the golden texts."""
+
+from llmtuner.data.conversation import Conversation, Message, ToolCall
+
+TOOLS = (
+    '[{"name": "get_weather", "description": "Weather of a city.", "parameters": {"type": '
+    '"object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]'
+)
+
+
+def chat(*turns: str, system: str | None = None, tools: str | None = None) -> Conversation:
+    """A conversation of user and assistant in turn, every answer trained."""
+    messages = [Message("system", system)] if system is not None else []
+    for number, text in enumerate(turns):
+        is_answer = number % 2 == 1
+        messages.append(Message("assistant" if is_answer else "user", text, train=is_answer))
+    return Conversation(tuple(messages), tools=tools, source="chat.json#0")
+
+
+def tool_chat() -> Conversation:
+    """A question that is answered with a tool."""
+    call = ToolCall("get_weather", '{"city": "Paris"}')
+    messages = (
+        Message("user", "How is the weather in Paris?"),
+        Message("assistant", "", train=True, tool_calls=(call,)),
+        Message("tool", '{"sky": "clear"}'),
+        Message("assistant", "It is clear.", train=True),
+    )
+    return Conversation(messages, tools=TOOLS, source="chat.json#0")
+
+
+CHATS = {
+    "one turn": chat("What is the capital of France?", "Paris."),
+    "three turns": chat("Q1", "A1", "Q2", "A2", "Q3", "A3"),
+    "system": chat("What is 高血压?", "A disease.", system="Answer briefly."),
+}
