@@ -1,46 +1,28 @@
 """LoRA adapters on disk: where they are, and whether they fit the base model."""
 
-import hashlib
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from llmtuner.extras.errors import ModelError
 from llmtuner.extras.files import read_json, sha256_of, write_json
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.model.hub import locate
+from llmtuner.model.weights import base_digest, read_header
 
 logger = get_logger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_RECORD = "llmtuner_base.json"
-_SAMPLE_BYTES = 1024
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a safetensors header says of one tensor.
-
-    Attributes:
-        dtype: safetensors' name of the type ("BF16").
-        shape: sizes of the dimensions.
-        start: offset of the first byte in the file.
-        num_bytes: size of the tensor.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    num_bytes: int
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "lm_head")
 
 
 def locate_adapters(args: ModelArgs) -> list[Path]:
@@ -103,65 +85,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read the names, types and shapes of the tensors in a safetensors file, and check its size.
-
-    Raises:
-        ModelError: the file is cut short or damaged.
-    """
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        tensors = {name: _tensor_info(entry, 8 + length) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, struct.error) as error:
-        raise ModelError(f"The weight file is damaged ({error}).", where=str(path)) from error
-    end = max((info.start + info.num_bytes for info in tensors.values()), default=8 + length)
-    if end != size:
-        raise ModelError(
-            "The weight file is cut short or damaged.",
-            where=str(path),
-            got=f"{size} bytes",
-            allowed=f"{end} bytes",
-            fix="copy or download it again",
-        )
-    return tensors
-
-
-def base_digest(model_dir: Path) -> str:
-    """Return a sha256 that tells one base model from another in well under a second.
-
-    It covers name, type, shape and the first and last KiB of every tensor, so that a fine-tuned
-    sibling differs although its shapes agree, while another shard size does not matter.
-    """
-    parts: dict[str, str] = {}
-    for path in weight_files(model_dir):
-        header = read_header(path)
-        with path.open("rb") as file:
-            for name, info in header.items():
-                digest = hashlib.sha256(f"{name}|{info.dtype}|{info.shape}|".encode())
-                file.seek(info.start)
-                digest.update(file.read(min(_SAMPLE_BYTES, info.num_bytes)))
-                file.seek(info.start + max(0, info.num_bytes - _SAMPLE_BYTES))
-                digest.update(file.read(min(_SAMPLE_BYTES, info.num_bytes)))
-                parts[name] = digest.hexdigest()
-    lines = "\n".join(f"{name} {parts[name]}" for name in sorted(parts))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def weight_files(model_dir: Path) -> list[Path]:
-    """Return the safetensors files that `from_pretrained` would read."""
-    index = model_dir / "model.safetensors.index.json"
-    single = model_dir / "model.safetensors"
-    if single.is_file() or not index.is_file():
-        return [single] if single.is_file() else []
-    return [model_dir / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-
-
 def write_base_record(
     adapter_dir: Path, model_dir: Path, *, merged_adapters: Sequence[Path] = (), name: str = ""
 ) -> None:
@@ -179,6 +102,16 @@ def write_base_record(
         "merged_adapters": [sha256_of(folder / WEIGHTS_FILE) for folder in merged_adapters],
     }
     write_json(adapter_dir / BASE_RECORD, record)
+
+
+def check_chain(adapters: Sequence[Path], model_dir: Path) -> None:
+    """Check that each adapter was trained on the base with the adapters before it.
+
+    Raises:
+        ModelError: one was not.
+    """
+    for index, folder in enumerate(adapters):
+        check_base(folder, model_dir, merged_adapters=adapters[:index])
 
 
 def check_base(adapter_dir: Path, model_dir: Path, *, merged_adapters: Sequence[Path] = ()) -> None:
@@ -225,69 +158,67 @@ def check_shapes(adapter_dir: Path, model_dir: Path) -> None:
     Raises:
         ModelError: a layer is missing or of another size.
     """
-    shapes = _linear_shapes(model_dir)
-    if shapes is None:
+    base = _base_shapes(model_dir)
+    if base is None:
         return
     for name, info in read_header(adapter_dir / WEIGHTS_FILE).items():
         layer, _, rest = name.removeprefix(_PREFIX).partition(".lora_")
         side = rest.partition(".")[0]
         if side not in ("A", "B"):
             continue
-        if layer not in shapes:
-            raise ModelError(
-                "The adapter changes a layer that this model does not have.",
-                where=str(adapter_dir),
-                got=layer,
-                fix="give the base model that the adapter was trained on",
-            )
-        num_out, num_in = shapes[layer]
+        num_out, num_in = base.layers.get(layer, (0, 0))
         size, expected = (info.shape[1], num_in) if side == "A" else (info.shape[0], num_out)
-        if size != expected:
+        # The head of a grown vocabulary has more rows than the base on disk.
+        grew = side == "B" and layer == base.head and size > expected
+        if size != expected and not grew:
+            what = f"layer {layer} is of another size" if expected else f"it has no layer {layer}"
             raise ModelError(
-                f"The adapter does not fit this base model: layer {layer} is of another size.",
+                f"The adapter does not fit this base model: {what}.",
                 where=str(adapter_dir),
                 got=size,
-                allowed=str(expected),
+                allowed=str(expected) if expected else None,
                 fix="give the base model that the adapter was trained on",
             )
 
 
 def vocabulary_rows(adapter_dir: Path) -> int:
     """Return the rows of the embedding that an adapter carries whole, 0 if it carries none."""
-    header = read_header(adapter_dir / WEIGHTS_FILE)
     whole = read_adapter_config(adapter_dir).get("modules_to_save") or []
-    embeddings = [name for name in whole if name.rpartition(".")[2] in ("embed_tokens", "wte")]
+    embeddings = [name for name in whole if name.rpartition(".")[2] in _EMBEDDINGS]
     rows = [
         info.shape[0]
-        for name, info in header.items()
+        for name, info in read_header(adapter_dir / WEIGHTS_FILE).items()
         if any(name.endswith(f"{module}.weight") for module in embeddings)
     ]
     return max(rows, default=0)
 
 
-def _linear_shapes(model_dir: Path) -> dict[str, tuple[int, int]] | None:
-    """Return (out, in) of the model's matrices by module; None for a model of unknown code."""
+@dataclass(frozen=True)
+class _BaseShapes:
+    """(out, in) of the base model's matrices by module name, and which of them is the head."""
+
+    layers: dict[str, tuple[int, int]]
+    head: str | None
+
+
+def _base_shapes(model_dir: Path) -> _BaseShapes | None:
+    """Build the model without memory for its weights; None for a model that brings its own code."""
     try:
         config = AutoConfig.from_pretrained(
             model_dir, trust_remote_code=False, local_files_only=True
         )
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError):
-        # The model brings its own code, which is not run for a check.
         return None
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    shapes = {}
+    layers: dict[str, tuple[int, int]] = {}
+    head = None
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
         if weight is None or weight.ndim != 2:
             continue
         num_out, num_in = weight.shape
         # GPT-2's Conv1D keeps its matrix the other way round.
-        is_turned = type(module).__name__ == "Conv1D"
-        shapes[name] = (num_in, num_out) if is_turned else (num_out, num_in)
-    return shapes
-
-
-def _tensor_info(entry: dict[str, Any], data_start: int) -> TensorInfo:
-    begin, end = entry["data_offsets"]
-    return TensorInfo(entry["dtype"], tuple(entry["shape"]), data_start + begin, end - begin)
+        layers[name] = (num_in, num_out) if isinstance(module, Conv1D) else (num_out, num_in)
+        head = name if module is model.get_output_embeddings() else head
+    return _BaseShapes(layers, head)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -89,13 +90,9 @@ def supports_varlen(config: PreTrainedConfig) -> bool:
     Recurrent and convolution layers, chunked or bidirectional attention, soft-capping, sinks and
     position biases cannot; nor can code from outside transformers, which is not known here.
     """
-    model_type = type(config)
     text = config.get_text_config().to_dict()
-    try:
-        model_class = AutoModelForCausalLM._model_mapping[model_type]
-    except KeyError:
-        return False
-    if not model_class.is_backend_compatible() or text.get("is_encoder_decoder"):
+    model_class = _model_class(config)
+    if model_class is None or not model_class.is_backend_compatible():
         return False
     if not set(text.get("layer_types") or ()) <= _PLAIN_LAYERS:
         return False
@@ -124,7 +121,7 @@ def pick_attention(
         return "eager"
     if config is not None and not supports_varlen(config):
         logger.warning("Attention: %s cannot use flat batches; padding instead.", config.model_type)
-        return PADDED
+        return pick_padded_attention(flash_attn, device_type, config=config)
     has_flash = device_type == "cuda" and find_spec("flash_attn") is not None
     if flash_attn == "fa2" and not has_flash:
         logger.warning(
@@ -135,6 +132,15 @@ def pick_attention(
         return _FLASH
     register_varlen()
     return VARLEN
+
+
+def pick_padded_attention(flash_attn: str, device_type: str, *, config: PreTrainedConfig) -> str:
+    """Choose the `attn_implementation` for padded batches and generation."""
+    model_class = _model_class(config)
+    if flash_attn == "off" or (model_class is not None and not model_class._supports_sdpa):
+        return "eager"
+    has_flash = device_type == "cuda" and find_spec("flash_attn") is not None
+    return _FLASH if flash_attn == "fa2" and has_flash else PADDED
 
 
 def uses_flat_batches(attention: str) -> bool:
@@ -160,6 +166,15 @@ def supports_kept_logits(model: nn.Module) -> bool:
     """Tell whether `forward` takes `logits_to_keep`, so that the head runs only where asked."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Return transformers' own class for this configuration, if there is one."""
+    try:
+        found: Any = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        return None
+    return cast(type[PreTrainedModel], found)
 
 
 def _no_mask(*args: object, **kwargs: object) -> None:

@@ -1,6 +1,7 @@
 """Gradient checkpointing: activations are computed again in the backward pass to save memory."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -45,7 +46,7 @@ def enable_gradient_checkpointing(
         use_reentrant: torch's older kind; it needs a tensor with gradient at the first layer,
             which frozen embeddings do not give, so their output is made to have one.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = _without_adapters(model)
     inner.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     if use_reentrant:
         inner.enable_input_require_grads()
@@ -53,5 +54,9 @@ def enable_gradient_checkpointing(
 
 def disable_gradient_checkpointing(model: PreTrainedModel | PeftModel) -> None:
     """Switch recomputation off."""
+    _without_adapters(model).activation_checkpointing_disable()
+
+
+def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    inner.activation_checkpointing_disable()
+    return cast(PreTrainedModel, inner)

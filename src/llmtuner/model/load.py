@@ -1,6 +1,7 @@
 """The base model: from a folder or the hub, in a given type, quantised or stretched if asked."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,11 +18,11 @@ from llmtuner.extras.env import process_env
 from llmtuner.extras.errors import ConfigError, ModelError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.adapters import weight_files
 from llmtuner.model.attention import VARLEN, register_varlen
 from llmtuner.model.hub import locate_model
 from llmtuner.model.quantize import quantization_config
 from llmtuner.model.rope import scale_rope
+from llmtuner.model.weights import weight_files
 
 logger = get_logger(__name__)
 
@@ -41,7 +42,7 @@ def load_config(args: ModelArgs, *, max_tokens: int | None = None) -> PreTrained
     """
     folder = locate_model(args, weights=False)
     try:
-        config = AutoConfig.from_pretrained(
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=args.trust_remote_code, local_files_only=True
         )
     except (OSError, ValueError, KeyError) as error:
@@ -80,6 +81,7 @@ def load_model(
     if attention == VARLEN:
         register_varlen()
     config = load_config(args, max_tokens=max_tokens)
+    model: PreTrainedModel
     if args.train_from_scratch:
         model = AutoModelForCausalLM.from_config(
             config,
@@ -111,8 +113,9 @@ def _load_weights(
     folder = locate_model(args)
     _check_weight_files(folder)
     quantization = quantization_config(args, compute_dtype=dtype)
+    loaded: Any
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -127,6 +130,8 @@ def _load_weights(
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _loading_error(folder, error) from error
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
     if report["missing_keys"]:
         raise ModelError(
             "The model's files lack some of its weights.",
@@ -187,7 +192,7 @@ def _fit_vocabulary(
     model: PreTrainedModel, args: ModelArgs, *, num_tokens: int, min_rows: int
 ) -> None:
     """Give every id of the tokenizer its row; new rows are drawn around the mean of the old."""
-    rows = model.get_input_embeddings().num_embeddings
+    rows = embedding_rows(model)
     if max(num_tokens, min_rows) <= rows:
         return
     is_wanted = args.resize_vocab or args.add_tokens or args.add_special_tokens
@@ -206,8 +211,14 @@ def _fit_vocabulary(
     model.resize_token_embeddings(
         max(num_tokens, min_rows), pad_to_multiple_of=_VOCABULARY_MULTIPLE, mean_resizing=True
     )
-    new_rows = model.get_input_embeddings().num_embeddings
+    new_rows = embedding_rows(model)
     logger.info("Vocabulary: %d -> %d rows for %d tokens.", rows, new_rows, num_tokens)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return how many ids the embedding has rows for."""
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.num_embeddings)
 
 
 def _set_moe_loss(config: PreTrainedConfig, weight: float) -> None:

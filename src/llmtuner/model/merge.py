@@ -1,4 +1,4 @@
-"""Adapters folded into the base weights."""
+"""Adapters put on the base: folded into its weights, or beside them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,16 +20,33 @@ def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> PreTraine
         folders: the adapters, in the order they were trained.
 
     Raises:
-        ModelError: an adapter holds values that are not finite.
+        ModelError: an adapter holds values that are not finite, or does not fit.
     """
     for folder in folders:
         try:
-            peft_model = PeftModel.from_pretrained(model, folder, is_trainable=False)
-            model = peft_model.merge_and_unload(safe_merge=True)
-        except (ValueError, RuntimeError) as error:
+            model = attach_adapter(model, folder).merge_and_unload(safe_merge=True)
+        except ValueError as error:
             raise ModelError(
                 f"The adapter cannot be merged: {str(error).splitlines()[0]}", where=str(folder)
             ) from error
         model.tie_weights()
         logger.info("Merged the adapter %s.", folder)
     return model
+
+
+def attach_adapter(
+    model: PreTrainedModel, folder: Path, *, is_trainable: bool = False
+) -> PeftModel:
+    """Put an adapter beside the weights.
+
+    Raises:
+        ModelError: it does not fit.
+    """
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"The adapter does not fit the model: {str(error).splitlines()[0]}",
+            where=str(folder),
+            fix="give the base model that the adapter was trained on",
+        ) from error

@@ -85,7 +85,7 @@ def pick_precision(*, bf16: bool | None, fp16: bool, pure_bf16: bool, use_cpu: b
 def device_has_bf16(*, on_gpu: bool) -> bool:
     """Tell whether the GPU, or else the CPU, multiplies bfloat16 in hardware."""
     if on_gpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return any(features.get(name, False) for name in _CPU_BF16_FEATURES)
 

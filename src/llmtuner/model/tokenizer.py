@@ -28,7 +28,6 @@ def load_tokenizer(args: ModelArgs) -> PreTrainedTokenizerBase:
             folder,
             use_fast=args.use_fast_tokenizer,
             split_special_tokens=args.split_special_tokens,
-            padding_side="right",
             trust_remote_code=args.trust_remote_code,
             local_files_only=True,
         )

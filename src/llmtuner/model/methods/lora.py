@@ -17,10 +17,15 @@ from llmtuner.extras.errors import ConfigError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.adapters import check_base, locate_adapters, vocabulary_rows
+from llmtuner.model.adapters import (
+    check_chain,
+    locate_adapters,
+    read_adapter_config,
+    vocabulary_rows,
+)
 from llmtuner.model.hub import locate_model
-from llmtuner.model.load import load_config, load_model
-from llmtuner.model.merge import merge_adapters
+from llmtuner.model.load import embedding_rows, load_config, load_model
+from llmtuner.model.merge import attach_adapter, merge_adapters
 from llmtuner.model.parameters import cast_parameters, set_trained_dtype
 from llmtuner.model.precision import Precision
 
@@ -47,8 +52,7 @@ def load_for_training(
     _check_options(model_args, options)
     merged, resumed = split_adapters(model_args, options)
     chain = [*merged, resumed] if resumed else merged
-    for index, folder in enumerate(chain):
-        check_base(folder, locate_model(model_args), merged_adapters=chain[:index])
+    check_chain(chain, locate_model(model_args))
     model = load_model(
         model_args,
         # Merging adds in float32 and rounds once.
@@ -66,7 +70,7 @@ def load_for_training(
         peft_model = _resume(model, resumed, options)
     else:
         rows = load_config(model_args).get_text_config().vocab_size
-        grew = model.get_input_embeddings().num_embeddings > rows
+        grew = embedding_rows(model) > rows
         peft_model = _add(model, options, grew=grew)
     set_trained_dtype(peft_model, precision.trained_dtype)
     return peft_model
@@ -113,8 +117,8 @@ def _check_options(model_args: ModelArgs, options: LoraArgs) -> None:
 
 
 def _resume(model: PreTrainedModel, folder: Path, options: LoraArgs) -> PeftModel:
-    peft_model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    rank = peft_model.peft_config["default"].r
+    peft_model = attach_adapter(model, folder, is_trainable=True)
+    rank = read_adapter_config(folder)["r"]
     logger.info("LoRA: training %s further, with its own rank %d and targets.", folder, rank)
     if rank != options.lora_rank:
         logger.warning("LoRA: lora_rank %d is not used.", options.lora_rank)
