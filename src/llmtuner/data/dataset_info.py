@@ -214,6 +214,8 @@ def _read_entry(
     if not isinstance(entry, dict):
         raise DataError("The entry is not an object.", where=where, got=entry)
     _check_keys(entry, where)
+    columns = _read_columns(entry.get("columns"), formats, where)
+    tags = _read_tags(entry.get("tags"), formats, where)
     hub = _hub(entry, split)
     files: tuple[Path, ...] = ()
     if hub is None:
@@ -229,8 +231,8 @@ def _read_entry(
         files=files,
         hub=hub,
         formatting=entry.get("formatting"),
-        columns=_read_columns(entry.get("columns"), formats, where),
-        tags=_read_tags(entry.get("tags"), formats, where),
+        columns=columns,
+        tags=tags,
         num_samples=entry.get("num_samples"),
     )
 
@@ -293,7 +295,7 @@ def _read_columns(given: Any, formats: Sequence[Format], where: str) -> Mapping[
     if given is None:
         return None
     known = list(dict.fromkeys(key for entry in formats for key in entry.columns))
-    columns = _names(given, "columns", known, where)
+    columns = _names(given, "columns", (*known, *_REFUSED_COLUMNS), where)
     for key in columns:
         if key in _REFUSED_COLUMNS and key not in known:
             problem = f"columns.{key} is not supported."
@@ -325,12 +327,12 @@ def _names(given: Any, what: str, known: Sequence[str], where: str) -> dict[str,
         raise DataError(f"{what!r} is not an object.", where=where, got=given)
     names = {key: name for key, name in given.items() if name is not None}
     for key, name in names.items():
-        if key not in known and key not in _REFUSED_COLUMNS:
-            guess = nearest(key, known)
+        if key not in known:
+            allowed = [name for name in known if name not in _REFUSED_COLUMNS]
+            guess = nearest(key, allowed)
             fix = f"did you mean {guess}?" if guess else "remove it"
-            raise DataError(
-                f"Unknown key of {what!r}.", where=where, got=key, allowed=known, fix=fix
-            )
+            problem = f"Unknown key of {what!r}."
+            raise DataError(problem, where=where, got=key, allowed=allowed, fix=fix)
         if not isinstance(name, str) or not name:
             raise DataError(f"{what}.{key} is not a name.", where=where, got=name)
     return names

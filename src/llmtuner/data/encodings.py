@@ -113,7 +113,7 @@ def _undecodable(path: Path, number: int, data: bytes, codec: str) -> DataError:
         got: object = data[error.start : error.start + 8]
     else:  # the line reads alone, the fault is in how it meets the next one
         column, got = 1, data[:8]
-    guess = _guess(data)
+    guess = _guess(data.strip())
     hint = f"pass --encoding {guess} if the whole file is {guess}; " if guess != codec else ""
     return DataError(
         f"The bytes are not valid {codec}.",
@@ -147,7 +147,7 @@ def _guess(head: bytes) -> str:
     sample = head[:4096]
     if sample.count(0) > len(sample) // 5:
         return "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
-    lines = _whole_lines(head)
+    lines = [line for line in _whole_lines(head) if line.strip()]
     beyond_ascii = [line for line in lines if not line.isascii()]
     broken = [line for line in beyond_ascii if not _decodes(line, "utf-8")]
     if len(broken) <= 0.5 * len(beyond_ascii):
@@ -155,6 +155,8 @@ def _guess(head: bytes) -> str:
     data = b"".join(broken)
     if _common_chinese_share(data.decode("gb18030", errors="ignore")) >= _CHINESE_SHARE:
         return "gb18030"
+    if len(lines) > 1 and len(broken) <= 0.5 * len(lines):
+        return "utf-8"  # hardly an encoding, rather some broken lines
     return "big5" if _decodes(data, "big5") else "latin-1"
 
 

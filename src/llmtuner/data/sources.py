@@ -185,7 +185,7 @@ def _read_json_lines(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]
         try:
             value = parse_json(line)
         except JsonError as error:
-            column = error.offset + 1
+            column = min(error.offset, len(line.rstrip())) + 1
             problem = f"The line is not JSON: {error.reason}."
             fix = "write one JSON value a line, or pass --on_bad_row skip"
             bad_rows.add(DataError(problem, where=f"{where}:{column}", fix=fix))
