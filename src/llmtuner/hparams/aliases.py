@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from llmtuner.extras.errors import ConfigError
-from llmtuner.hparams.raw import Setting
+from llmtuner.hparams.raw import Raw, Setting
 from llmtuner.hparams.values import to_bool
 
 
@@ -75,8 +75,40 @@ def translate(
         except ConfigError as error:
             problems.append(error)
             continue
-        (weak if setting.name in table.fallback else strong).extend(new)
+        if setting.name in table.fallback:
+            problems.extend(_check_ratio(setting))
+            weak.extend(new)
+        else:
+            strong.extend(new)
+    weak, strong = _fall_back(weak, strong, notices)
     return [*weak, *(_translate_value(setting, table, notices) for setting in strong)]
+
+
+def _fall_back(
+    weak: Sequence[Setting], strong: Sequence[Setting], notices: list[str]
+) -> tuple[list[Setting], list[Setting]]:
+    """Drop a fallback beside the real option, or the real option where it says zero."""
+    kept = list(weak)
+    rest = list(strong)
+    for name in {setting.name for setting in weak}:
+        winners = [setting for setting in rest if setting.name == name]
+        if winners and _is_zero(winners[-1].raw):
+            rest = [setting for setting in rest if setting.name != name]
+        elif winners:
+            kept = [setting for setting in kept if setting.name != name]
+            notices.append(f"{name} {winners[-1].raw} wins over {', '.join(_old_names(name))}.")
+    return kept, rest
+
+
+def _old_names(name: str) -> list[str]:
+    return [old for old, new in load_aliases().fallback.items() if new == name]
+
+
+def _is_zero(raw: Raw) -> bool:
+    try:
+        return isinstance(raw, str) and float(raw) == 0
+    except ValueError:
+        return False
 
 
 def _translate_one(setting: Setting, table: Aliases, notices: list[str]) -> list[Setting]:
@@ -96,6 +128,17 @@ def _translate_one(setting: Setting, table: Aliases, notices: list[str]) -> list
     if target != name:
         notices.append(f"{name} is read as {target}.")
     return [replace(setting, name=target)]
+
+
+def _check_ratio(setting: Setting) -> list[ConfigError]:
+    """A ratio from 1 on would be read as a number of steps."""
+    try:
+        is_ratio = not isinstance(setting.raw, str) or float(setting.raw) < 1
+    except ValueError:
+        return []
+    problem = f"{setting.name} is too large."
+    error = ConfigError(problem, got=setting.raw, allowed="below 1", where=setting.where)
+    return [] if is_ratio else [error]
 
 
 def _truth(setting: Setting) -> bool:

@@ -10,7 +10,6 @@ from llmtuner.hparams.aliases import load_aliases
 from llmtuner.hparams.options import Option
 from llmtuner.hparams.raw import Setting
 from llmtuner.hparams.refused import refusals
-from llmtuner.hparams.values import is_switch_word
 
 _CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 _KEY_VALUE = re.compile(r"([A-Za-z_][\w-]*)=(.*)", re.DOTALL)
@@ -64,16 +63,16 @@ def _read_flag(
         return 0
     following = rest[0] if rest else None
     if _is_switch(name, options):
-        is_given = following is not None and _is_switch_value(following, name, options)
-        line.settings.append(Setting(name, following if is_given else "true", flag))
-        return int(is_given)
+        is_bare = following is None or _starts_anew(following)
+        line.settings.append(Setting(name, "true" if is_bare else following, flag))
+        return int(not is_bare)
     option = options.get(load_aliases().target(name))
-    is_end = following is None or following.startswith("--")
-    if option is None and (is_end or (name not in refusals() and _starts_anew(following))):
-        line.settings.append(Setting(name, "true", flag))
-        return 0
-    if following is None or is_end:
-        line.problems.append(ConfigError(f"{name} needs a value.", where=flag))
+    is_loose = option is None and name not in refusals()
+    if following is None or following.startswith("--") or (is_loose and _starts_anew(following)):
+        if option is None:
+            line.settings.append(Setting(name, "true", flag))
+        else:
+            line.problems.append(ConfigError(f"{name} needs a value.", where=flag))
         return 0
     if option is None or not option.kind.is_list:
         line.settings.append(Setting(name, following, flag))
@@ -93,11 +92,10 @@ def _values(rest: Sequence[str]) -> list[str]:
     return values
 
 
-def _starts_anew(word: str | None) -> bool:
+def _starts_anew(word: str) -> bool:
     """Return whether a word stands for itself rather than being the value of a flag."""
-    if word is None or word.startswith("--"):
-        return True
-    return _KEY_VALUE.fullmatch(word) is not None or _is_config_file(word)
+    is_pair = _KEY_VALUE.fullmatch(word) is not None
+    return is_pair or word.startswith("--") or _is_config_file(word)
 
 
 def _is_switch(name: str, options: Mapping[str, Option]) -> bool:
@@ -109,17 +107,6 @@ def _is_switch(name: str, options: Mapping[str, Option]) -> bool:
     option = options.get(load_aliases().target(name))
     # flash_attn was a switch before it became a choice.
     return option is not None and (option.kind.is_switch or option.name == "flash_attn")
-
-
-def _is_switch_value(word: str, name: str, options: Mapping[str, Option]) -> bool:
-    if is_switch_word(word):
-        return True
-    option = options.get(load_aliases().target(name))
-    if option is None or word.startswith("--"):
-        return False
-    takes_text = option.kind.bases[-1] == "str"
-    takes_null = option.kind.optional and word.lower() in ("null", "none")
-    return takes_null or (takes_text and not _is_config_file(word) and "=" not in word)
 
 
 def _is_negation(name: str, options: Mapping[str, Option]) -> bool:

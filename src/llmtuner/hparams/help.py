@@ -145,6 +145,8 @@ def _entry(option: Option) -> list[str]:
         break_on_hyphens=False,
         break_long_words=False,
     )
+    if not wrapped:
+        return [left]
     wrapped = [line.replace(_GLUE, " ") for line in wrapped]
     if len(left) < _NAME_WIDTH - 1:
         wrapped[0] = left.ljust(_NAME_WIDTH) + wrapped[0][_NAME_WIDTH:]

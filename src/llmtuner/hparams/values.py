@@ -19,11 +19,6 @@ _LONGEST_INT = 100
 _SHOWN = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
 
 
-def is_switch_word(text: str) -> bool:
-    """Return whether a text means true or false."""
-    return text.lower() in _TRUE | _FALSE
-
-
 def type_value(raw: Raw, option: Option, *, where: str) -> Any:
     """Return the value of `option` that `raw` stands for.
 
