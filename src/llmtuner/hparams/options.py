@@ -55,6 +55,7 @@ ALSO_ANYWHERE = ("seed", "use_cpu", "local_rank")
 
 Base = Literal["bool", "int", "float", "str", "dict", "object"]
 
+_PATH_OR_MAPPING = ("accelerator_config", "fsdp_config")
 _CLOSED_IN_HF_TABLE = ("lr_scheduler_type", "optim")
 
 
@@ -136,8 +137,9 @@ def _hf_table() -> Mapping[str, Mapping[str, Any]]:
 
 def _hf_option(name: str, row: Mapping[str, Any]) -> Option:
     is_list = row["kind"] == "list"
+    bases: tuple[Base, ...] = ("str",) if is_list else (row["kind"],)
     kind = Kind(
-        bases=("str",) if is_list else (row["kind"],),
+        bases=("dict", "str") if name in _PATH_OR_MAPPING else bases,
         optional=row["optional"],
         is_list=is_list,
         choices=tuple(row.get("choices", ())),

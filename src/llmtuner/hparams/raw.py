@@ -1,13 +1,14 @@
 """Read YAML and JSON without typing anything: scalars stay text, places are remembered."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from llmtuner.extras.errors import ConfigError
@@ -78,7 +79,12 @@ def _read_yaml(text: str, path: Path) -> list[Setting]:
 
 def _compose(text: str, *, where: str | None) -> Node | None:
     try:
-        node: Node | None = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            # The warning would quote the line, which may hold a token.
+            warnings.simplefilter("error", ReusedAnchorWarning)
+            node: Node | None = YAML(typ="safe", pure=True).compose(text)
+    except ReusedAnchorWarning:
+        raise ConfigError("An &anchor is defined twice.", where=where) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if where and mark else where

@@ -1,6 +1,5 @@
 """From text to value: every scalar stays text until the field it belongs to types it."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -90,8 +89,8 @@ def _split(raw: Raw) -> Sequence[Raw]:
 
 
 def _scalar(raw: Raw, kind: Kind, name: str) -> Any:
-    if kind.bases == ("dict",):
-        return _mapping(raw, name)
+    if "dict" in kind.bases:
+        return _mapping(raw, kind, name)
     if kind.bases == ("object",):
         raise ConfigError(f"{name} can only be set from Python code.", fix=f"leave {name} out")
     if not isinstance(raw, str):
@@ -152,13 +151,14 @@ def _wanted(kind: Kind) -> str:
     return f"a list of {words}" if kind.is_list else words
 
 
-def _mapping(raw: Raw, name: str) -> Any:
-    """Return a mapping; other text is the path of a JSON file, which transformers reads."""
+def _mapping(raw: Raw, kind: Kind, name: str) -> Any:
+    """Return a mapping, or where the field takes one, the path of a JSON file as text."""
     if isinstance(raw, str) and raw.strip().startswith("{"):
         raw = compose_text(raw)
     if isinstance(raw, Mapping):
         return free_value(raw)
-    if isinstance(raw, str) and raw.strip():
+    if isinstance(raw, str) and raw.strip() and "str" in kind.bases:
         return str(raw)
-    problem = f"{name} must be a mapping or the path of a JSON file."
-    raise ConfigError(problem, got=json.dumps(raw, ensure_ascii=False))
+    wanted = "a mapping or the path of a JSON file" if "str" in kind.bases else "a mapping"
+    problem = f"{name} must be {wanted}."
+    raise ConfigError(problem, got=free_value(raw), fix=f'write {name}={{"name": value}}')

@@ -65,6 +65,7 @@ def test_a_bare_switch_leaves_the_next_word_alone(train):
         ("cutoff_len: 1\nmax_seq_length: 9\n", "a.yaml:2: max_seq_length and cutoff_len are the"),
         ("lora_rnk: 3\n", "a.yaml:1: Unknown option lora_rnk. Fix: did you mean lora_rank?"),
         ("a: &a [*a]\n", "nested too deeply"),
+        ("a: &a 1\nb: &a 2\n", "An &anchor is defined twice"),
         ("lora_rank: !!python/name:os.system x\n", "lora_rank must be a whole number"),
         ("a: 1\n---\nb: 2\n", "Malformed YAML"),
     ],
