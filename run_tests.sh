@@ -24,6 +24,7 @@ source "$REPO_ROOT/scripts/setup_env.sh"
 cd "$REPO_ROOT"
 # The models are tiny: more threads only wait for each other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
 say "Style: ruff / 代码风格"
 python -m ruff check .

@@ -13,10 +13,13 @@ fail() {
   exit 1
 }
 
-# Number of GPUs; 1 (the CPU) where there is none.
+# Number of GPUs that CUDA_VISIBLE_DEVICES leaves; 1 (the CPU) where there is none.
 count_devices() {
-  local found=0
-  if command -v nvidia-smi >/dev/null; then
+  local found=0 ids
+  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -r -a ids <<<"$CUDA_VISIBLE_DEVICES"
+    found="${#ids[@]}"
+  elif command -v nvidia-smi >/dev/null; then
     found="$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)"
   fi
   echo "$((found > 0 ? found : 1))"
@@ -74,14 +77,19 @@ PYTHON
 # Train with the arguments given, under DeepSpeed where it works. Reads NUM_GPUS, MASTER_PORT and
 # DEEPSPEED_CONFIG (empty: without DeepSpeed).
 run_training() {
-  local obstacle command
+  local obstacle command devices
+  # Threads that wait by spinning stall each other when another program also wants the cores.
+  export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
   if [[ -z $DEEPSPEED_CONFIG ]]; then
     obstacle="DEEPSPEED_CONFIG is empty"
   else
     obstacle="$(deepspeed_obstacle)"
   fi
   if [[ -z $obstacle ]]; then
-    command=(deepspeed --num_gpus "$NUM_GPUS" --master_port "$(usable_port "$MASTER_PORT")"
+    devices=(--num_gpus "$NUM_GPUS")
+    # With --num_gpus the launcher ignores which GPUs were chosen and takes the first ones.
+    if [[ -n ${CUDA_VISIBLE_DEVICES:-} && $NUM_GPUS == "$(count_devices)" ]]; then devices=(); fi
+    command=(deepspeed ${devices[@]+"${devices[@]}"} --master_port "$(usable_port "$MASTER_PORT")"
       "$REPO_ROOT/src/train_bash.py" --deepspeed "$DEEPSPEED_CONFIG" "$@")
     note "DeepSpeed on $NUM_GPUS device(s). Its first start here compiles a small C++ part: up to a minute."
     note "DeepSpeed 首次启动需要编译，请稍候。"
