@@ -62,6 +62,7 @@ def load_for_inference(
         device=None if is_quantised else device,
         num_tokens=num_tokens,
         min_rows=max(map(vocabulary_rows, adapters), default=0),
+        for_training=False,
     )
     if is_quantised and adapters:
         return attach_adapter(model, adapters[0]).eval()

@@ -20,7 +20,7 @@ from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.model.attention import VARLEN, register_varlen
 from llmtuner.model.hub import locate_model
-from llmtuner.model.quantize import quantization_config
+from llmtuner.model.quantize import keep_layout, quantization_config
 from llmtuner.model.rope import scale_rope
 from llmtuner.model.weights import weight_files
 
@@ -63,6 +63,7 @@ def load_model(
     num_tokens: int = 0,
     min_rows: int = 0,
     max_tokens: int | None = None,
+    for_training: bool = True,
 ) -> PreTrainedModel:
     """Load the base model.
 
@@ -74,6 +75,7 @@ def load_model(
         num_tokens: length of the tokenizer; the embeddings grow to hold it with `resize_vocab`.
         min_rows: rows of the embeddings that an adapter carries; they always grow to these.
         max_tokens: longest sample, for `rope_scaling`.
+        for_training: whether gradients will flow through the weights, quantised ones too.
 
     Raises:
         ModelError: the model is missing, damaged, or too small for the tokenizer.
@@ -95,6 +97,7 @@ def load_model(
     # PEFT writes this name into adapters: the user's word for the model, not a cache folder.
     model.config._name_or_path = model.name_or_path = str(args.model_name_or_path)
     _fit_vocabulary(model, args, num_tokens=num_tokens, min_rows=min_rows)
+    keep_layout(model, for_training=for_training)
     if args.upcast_layernorm:
         _upcast_norms(model)
     if args.upcast_lmhead_output:

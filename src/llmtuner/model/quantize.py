@@ -1,12 +1,17 @@
 """Weights in 4 or 8 bits, by bitsandbytes (the base of QLoRA)."""
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from llmtuner.extras.errors import MissingExtraError
 from llmtuner.hparams.model import ModelArgs
+
+# The CPU form of a 4-bit weight holds its rows in groups of this size.
+_CPU_ROWS = 32
 
 
 def quantization_config(
@@ -33,3 +38,25 @@ def quantization_config(
         bnb_4bit_use_double_quant=args.double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def keep_layout(model: nn.Module, *, for_training: bool) -> None:
+    """Stop bitsandbytes from packing 4-bit weights anew at the first evaluation on a CPU.
+
+    On processors with AVX512-BF16, `Linear4bit.forward` in evaluation mode replaces the weights by
+    a form that has rounded scales and no gradient, and keeps it: training after an evaluation
+    would silently get wrong gradients. It also fails on layers of odd sizes. Generation is twice
+    as fast in that form, so models that never learn keep it.
+    Affected: bitsandbytes 0.50. To be removed when the layer goes back to a form with gradients.
+
+    Args:
+        model: a model with or without quantised layers.
+        for_training: whether gradients will flow through the weights.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            layer: Any = module
+            blocksize = layer.weight.quant_state.blocksize
+            fits = layer.out_features % _CPU_ROWS == 0 and layer.in_features % blocksize == 0
+            if for_training or not fits:
+                layer.support_avx512bf16_for_cpu = False

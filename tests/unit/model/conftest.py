@@ -19,8 +19,8 @@ BF16 = Precision("bf16", pure=False, reason="test")
 def tiny_config(**changes: object) -> LlamaConfig:
     values: dict[str, object] = {
         "vocab_size": NUM_TOKENS,
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
