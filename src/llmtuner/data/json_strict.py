@@ -118,7 +118,8 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
         raise JsonError("a number has too many digits", start) from None
     if _SUSPECT.search(text, start, end):
         _check_escapes(text, start, end)
-    _check_depth(value, start)
+    if text.count("[", start, end) + text.count("{", start, end) > MAX_DEPTH:
+        _check_depth(value, start)
     return value, end
 
 

@@ -109,6 +109,14 @@ def test_bad_rows_raise_with_their_place(load: Loader) -> None:
         load(rows)
 
 
+def test_conversation_rules_hold_for_every_row(load: Loader) -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"conversations": turns}, {"conversations": [*turns, turns[0]]}]
+    with pytest.raises(DataError, match=r"x\.jsonl:2: The conversation ends with a user turn"):
+        load(rows)
+    assert len(load(rows, on_bad_row="skip")) == 1
+
+
 def test_bad_rows_are_skipped_and_counted(load: Loader) -> None:
     texts = ["42", "true", "null", '{"a":1}', "007"]
     rows = [{"question": "q", "answer": text} for text in texts]
@@ -190,6 +198,19 @@ def test_own_format(load: Loader, tmp_path: Path) -> None:
     (own / "letters.py").write_text("import absent_library\n")
     with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError"):
         load(rows, {"formatting": "letters"}, custom_formats=str(own))
+
+
+def test_own_format_wins_over_a_built_in_one(load: Loader, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "quiz.py").write_text(
+        "from llmtuner.data.conversation import Conversation, Message\n"
+        "def matches(row):\n    return 'question' in row\n"
+        "def to_conversation(row):\n"
+        "    return Conversation((Message('text', row['question'], train=True),))\n"
+    )
+    assert told(load(QA[:1])) == [[("user", "q0"), ("assistant", "a0")]]
+    assert told(load(QA[:1], custom_formats=str(own))) == [[("text", "q0")]]
 
 
 def test_own_formats_must_agree_or_be_named(load: Loader, tmp_path: Path) -> None:
