@@ -1,7 +1,7 @@
 """Write the golden texts of all named templates: `python tools/regenerate_goldens.py`.
 
-Every text was compared by hand with what the template's model or LLaMA-Factory 0.7.1 writes. Look at
-the difference before you commit it, and give the reason in the commit.
+Every text was compared by hand with what the template's model or LLaMA-Factory 0.7.1 writes. Look
+at the difference before you commit it, and give the reason in the commit.
 """
 
 import sys

@@ -77,6 +77,7 @@ def prove_turn(chat: Chat, turn: int) -> TurnText:
         try:
             text = _turn_text(chat, turn, setting)
             _check_content(text, turn, chat)
+            _check_header(text, turn, chat, setting)
         except TemplateError as problem:
             problems.append(problem)
             continue
@@ -162,12 +163,12 @@ def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
 
 def _end_by_marks(full: Rendered, start: int, turn: int, template: Template) -> int:
     """Return where the generation mark of this turn ends; its last token must be a stop token."""
-    ends = [end for _, end in full.marks if end > start]
-    if not ends:
-        reason = "no generation mark holds the answer"
+    marks = [mark for mark in full.marks if mark[1] > start]
+    if not marks or full.text[start : marks[0][0]].replace("<think>", "").strip():
+        reason = "the generation mark does not begin where the prompt ends"
         raise _unproved(reason, turn, full.text[start:], template)
     # White space after the end token is the template's, not the model's.
-    end = start + len(full.text[start : ends[-1]].rstrip())
+    end = start + len(full.text[start : marks[-1][1]].rstrip())
     if not full.text.endswith(template.stop_tokens, start, end):
         raise _unproved(
             "the generation mark closes before the token that ends the turn",
@@ -202,13 +203,34 @@ def _check_content(text: TurnText, turn: int, chat: Chat) -> None:
             raise _unproved("the template changes the answer", turn, part, chat.template)
 
 
+def _check_header(text: TurnText, turn: int, chat: Chat, setting: bool | None) -> None:
+    """Prove that the header of an answer is in the prompt, where the template has one."""
+    template = chat.template
+    before = _before_own_text(text.answer, chat.messages[turn], template)
+    # Some models write headers of their own (channels, recipients), with tokens of their own.
+    if not any(token in before and token in text.prompt for token in template.guarded_tokens):
+        return
+    bare = chat.render(turn, enable_thinking=setting, generation_prompt=False).text
+    if bare == text.prompt:
+        reason = "the generation prompt lacks the header of the answer"
+        raise _unproved(reason, turn, text.answer, template)
+
+
 def _is_own_text(answer: str, message: Message, template: Template) -> bool:
     """Say whether nothing but the row's own words would be learned in front of the answer."""
-    own = guard(message.thinking or message.content, "assistant", template).strip()
-    if not own:
+    if not (message.thinking or message.content.strip()):
         return "<think>" not in answer
-    before = answer[: answer.find(own)].strip()
+    before = _before_own_text(answer, message, template).strip()
     return before == "" or (message.thinking is not None and before == "<think>")
+
+
+def _before_own_text(answer: str, message: Message, template: Template) -> str:
+    """Return what stands in the answer before the first word of the row."""
+    own = guard(message.thinking or message.content, "assistant", template).strip()
+    if own:
+        return answer[: answer.find(own)]
+    names = [guard(call.name, "assistant", template) for call in message.tool_calls]
+    return answer.partition(names[0])[0] if names else ""
 
 
 def _unproved(

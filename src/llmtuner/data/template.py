@@ -172,7 +172,7 @@ def _with_default_system(text: str, system: str, guarded: Sequence[str]) -> str:
     for token in guarded:
         if token in system:
             raise TemplateError("default_system contains a control token.", got=token)
-    literal = json.dumps(system, ensure_ascii=True)
+    literal = json.dumps(system, ensure_ascii=False)
     return (
         "{%- if not messages or messages[0].role != 'system' -%}"
         f"{{%- set messages = [{{'role': 'system', 'content': {literal}}}] + messages -%}}"
@@ -292,27 +292,33 @@ def _probe_stops(
     *,
     label: str,
 ) -> list[str]:
-    """Return the special tokens that follow an answer and a tool call, by rendering both."""
-    probes: list[tuple[str, dict[str, Any], Any]] = [("probe-answer", _ANSWER, None)]
-    if abilities.tool_calls:
-        arguments = {"key": "probe-value"}
-        call = _call(json.dumps(arguments) if abilities.arguments_as_text else arguments)
-        probes.append(("probe-value", call, [_TOOL]))
-    stops: dict[str, None] = {}
+    """Return the special tokens that end an answer and a turn of tool calls, by rendering both."""
     longest_first = sorted(special_tokens, key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-    for needle, answer, tools in probes:
+    one = "|".join(map(re.escape, longest_first)) or "(?!)"
+    eos = variables.get("eos_token")
+
+    def tokens_after(needle: str, answer: Mapping[str, Any], tools: Any) -> tuple[str, list[str]]:
         rendered = render_chat(
             text, [_USER, answer], tools=tools, variables=variables, generation_prompt=False
         )
-        after = rendered.text.rpartition(needle)[2]
-        found = pattern.search(after)
-        if found is not None:
-            stops[found[0]] = None
-        elif answer is _ANSWER:
-            raise TemplateError(
-                f"{label} ends its turns in nothing: no special token follows the answer.",
-                got=after,
-                fix="choose another --template, or end the answer with {{ eos_token }} in it",
-            )
-    return list(stops)
+        tail = rendered.text.rpartition(needle)[2]
+        return tail, re.findall(one, tail)
+
+    tail, found = tokens_after("probe-answer", _ANSWER, None)
+    if not found:
+        raise TemplateError(
+            f"{label} ends its turns in nothing: no special token follows the answer.",
+            got=tail,
+            fix="choose another --template, or end the answer with {{ eos_token }} in it",
+        )
+    # Where several stand side by side, the end of text is what serving stops on.
+    first_run = re.search(f"(?:{one})+", tail)
+    assert first_run is not None
+    stop = eos if eos and eos in re.findall(one, first_run[0]) else found[0]
+    if not abilities.tool_calls:
+        return [stop]
+    arguments = {"key": "probe-value"}
+    call = _call(json.dumps(arguments) if abilities.arguments_as_text else arguments)
+    found = tokens_after("probe-value", call, [_TOOL])[1]
+    # Calls have brackets of special tokens; what ends the turn is the last one of all.
+    return [stop, *([] if stop in found or eos in found else found[-1:])]
