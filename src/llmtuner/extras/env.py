@@ -35,3 +35,9 @@ def process_env() -> ProcessEnv:
         cache_dir=Path(cache_dir).expanduser(),
         use_modelscope=os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("1", "true", "y"),
     )
+
+
+def announce_single_process() -> None:
+    """Tell libraries that insist on a launcher's variables (DeepSpeed) that this process is alone."""
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(name, value)

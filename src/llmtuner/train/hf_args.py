@@ -5,8 +5,10 @@ transformers learns that from these arguments.
 """
 
 import torch
+import torch.distributed as dist
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
+from llmtuner.extras.env import announce_single_process
 from llmtuner.extras.errors import ConfigError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
@@ -39,6 +41,7 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
     ours = {
         "bf16": precision.name == "bf16" and is_mixed,
         "fp16": precision.name == "fp16",
+        # said outright: only then does accelerate start a gloo group for several CPU processes
         "use_cpu": config.train.use_cpu or not torch.cuda.is_available(),
         "report_to": [],  # our loggers never see the environment
         "save_total_limit": None,  # our rotation only removes this run's checkpoints
@@ -48,6 +51,21 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
         "disable_tqdm": config.train.other.get("disable_tqdm", False),
     }
     try:
-        return Seq2SeqTrainingArguments(**{**config.train.hf_values(), **ours})
+        hf_args = Seq2SeqTrainingArguments(**{**config.train.hf_values(), **ours})
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"The training arguments were refused: {error}") from error
+    if config.train.deepspeed is not None:
+        _start_deepspeed(hf_args)
+    return hf_args
+
+
+def _start_deepspeed(hf_args: Seq2SeqTrainingArguments) -> None:
+    """Tell DeepSpeed about the process group; ZeRO-3 needs it before the model is created."""
+    import deepspeed
+
+    backend = "gloo" if hf_args.device.type == "cpu" else "nccl"
+    if not dist.is_initialized() and hf_args.world_size == 1:
+        # started without a launcher: a group of one, which needs no address and no port
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        announce_single_process()
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)

@@ -22,6 +22,7 @@ from llmtuner.data.collate import FlatCollator, PaddedCollator
 from llmtuner.extras.dist import agree, barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
+from llmtuner.extras.seed import seed_everything
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.attention import pick_attention, uses_flat_batches
 from llmtuner.model.gradient_checkpointing import (
@@ -144,6 +145,7 @@ def _load(
     model_config = load_config(config.model, max_tokens=cutoff_len)
     attention = pick_attention(config.model.flash_attn, device_type, config=model_config)
     load_for_training = METHODS.get(config.finetuning.finetuning_type)
+    seed_everything(config.train.seed)  # adapters and new vocabulary rows start at random
     model = load_for_training(
         config.model,
         config.method,
