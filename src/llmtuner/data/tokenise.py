@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from itertools import islice
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -61,8 +59,8 @@ def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
             "code": CODE_VERSION,
             "files": [file["sha256"] for file in files],
             # paths show in `source` of every row, so the same bytes elsewhere are another store
-            "spec": asdict(spec),
-            "custom_formats": _custom_format_digests(args.custom_formats),
+            "paths": [file["path"] for file in files],
+            "reading": spec.reading_settings(),
             "encoding": args.encoding,
             "max_samples": args.max_samples,
             "on_bad_row": args.on_bad_row,
@@ -75,10 +73,6 @@ def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
     tokens = load_or_build(folder, build=build, rebuild=rebuild)
     _log_counts(spec.name, tokens.counts)
     return tokens
-
-
-def _custom_format_digests(folder: str | None) -> list[str]:
-    return [sha256_of(path) for path in sorted(Path(folder).glob("*.py"))] if folder else []
 
 
 def _encode_rows(

@@ -1,0 +1,28 @@
+"""Merge adapters into the base model and write a folder that plain transformers loads."""
+
+from collections.abc import Sequence
+
+from llmtuner.cli.options import parse_or_help
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, merge, write, and say what was written."""
+    config = parse_or_help("export", argv)
+    if config is None:
+        return 0
+    from llmtuner.data.template import load_template
+    from llmtuner.model.export import export_model
+    from llmtuner.model.tokenizer import load_tokenizer
+
+    template_text = None
+    if config.data.template is not None:
+        tokenizer = load_tokenizer(config.model)
+        template_text = load_template(
+            config.data.template, tokenizer, default_system=config.data.default_system
+        ).serving_text()
+    report = export_model(config.model, config.export, template_text=template_text)
+    print(
+        f"Exported {report.num_parameters:,} parameters in {report.dtype} "
+        f"({report.num_bytes / 1e6:.0f} MB in {report.num_files} files) to {report.export_dir}"
+    )
+    return 0
