@@ -185,7 +185,7 @@ def _saving_steps(config: RunConfig) -> Iterator[Problem]:
     save, evaluate = config.train.save_steps, config.train.eval_steps or 0
     is_mixed = (save < 1) != (evaluate < 1)
     times = save / evaluate if evaluate else 0.0
-    if evaluate and (is_mixed or not math.isclose(times, round(times), abs_tol=1e-6) or times < 1):
+    if evaluate and (is_mixed or not math.isclose(times, round(times), abs_tol=1e-6)):
         problem = "load_best_model_at_end needs save_steps to be a multiple of eval_steps."
         got = f"save_steps {save:g}, eval_steps {evaluate:g}"
         yield ("save_steps", "eval_steps"), ConfigError(problem, got=got)

@@ -1,6 +1,7 @@
 """Read YAML and JSON without typing anything: scalars stay text, places are remembered."""
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from llmtuner.extras.errors import ConfigError
+
+_QUOTED_WORD = re.compile(r"'[^'<]{2,}'")
 
 Raw: TypeAlias = "str | list[Any] | Mapping[str, Any] | None"
 """Text, or lists and mappings of text; None where a file says null."""
@@ -88,8 +91,9 @@ def _compose(text: str, *, where: str | None) -> Node | None:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if where and mark else where
-        problem = f"Malformed YAML: {error.problem or error.context}."
-        # The library quotes the line it stumbled over, which may hold a token: leave it out.
+        # The library quotes what it stumbled over, which may be a token: leave it out.
+        reason = _QUOTED_WORD.sub("…", error.problem or error.context or "")
+        problem = f"Malformed YAML: {reason}."
         raise ConfigError(problem, where=place) from None
     except (YAMLError, RecursionError, ValueError) as error:
         problem = f"Malformed YAML: {type(error).__name__}."

@@ -114,4 +114,8 @@ class TrainArgs:
         """
         own = {f.name: vars(self)[f.name] for f in fields(self) if f.name not in _OWNED}
         given = {name: value for name, value in self.other.items() if name not in _OWNED}
-        return own | given | {"report_to": "none"}
+        values = own | given | {"report_to": "none"}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }

@@ -138,6 +138,54 @@ def test_options_of_other_commands_are_refused(refused):
     assert "do_train is an option of another command, not of chat." in text
 
 
+def test_a_yaml_file_of_the_other_project_parses(write):
+    text = """
+### model
+model_name_or_path: Qwen/Qwen3-1.7B
+trust_remote_code: true
+
+### method
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+deepspeed:
+
+### dataset
+dataset: identity,alpaca_en_demo  # in data/dataset_info.json
+template: qwen3
+cutoff_len: 2048
+max_samples: 1000
+preprocessing_num_workers: 16
+dataloader_num_workers: 4
+
+### output
+output_dir: saves/qwen3/lora/sft
+logging_steps: 10
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none  # choices: [none, wandb, tensorboard, swanlab, mlflow]
+
+### train
+per_device_train_batch_size: 1
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+"""
+    config = parse("train", [write("sft.yaml", text)])
+    assert config.data.dataset == ("identity", "alpaca_en_demo")
+    assert config.train.learning_rate == 1e-4
+    assert (config.train.deepspeed, config.train.resume_from_checkpoint) == (None, None)
+    assert config.train.other == {"dataloader_num_workers": 4}
+    assert config.train.report_to == ("none",)
+
+
 def test_the_written_config_asks_for_the_same_run(train, write):
     first = train("--lora_rank", "4", "--adam_beta1", "0.8", "--evaluation_strategy", "steps")
     again = parse("train", [write("run.json", json.dumps(first.to_dict()))])

@@ -19,7 +19,7 @@ ROOT = HERE.parents[2]
 
 def names_in(file: str) -> list[str]:
     lines = (HERE / file).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if not line.startswith("#")]
+    return [line.partition(" = ")[0] for line in lines if not line.startswith("#")]
 
 
 def known() -> set[str]:
@@ -73,6 +73,21 @@ def test_our_defaults_are_those_of_transformers():
             assert option.default == ours.get(name, table[name]["default"]), name
 
 
+def test_our_defaults_are_those_of_llamafactory():
+    lines = (HERE / "llamafactory_flags.txt").read_text(encoding="utf-8").splitlines()
+    theirs = dict(line.split(" = ") for line in lines if " = " in line)
+    compared = 0
+    for name, option in all_options().items():
+        literal = theirs.get(name, "REQUIRED")
+        is_enum_member = literal[0].isupper() and "." in literal
+        if name != "swanlab_project" and literal != "REQUIRED" and not is_enum_member:
+            default = ast.literal_eval(literal)
+            ours = ",".join(option.default) if isinstance(option.default, tuple) else option.default
+            assert ours == default, name
+            compared += 1
+    assert compared > 80
+
+
 def test_aliases_lead_to_options_and_hide_none():
     table = load_aliases()
     targets = {table.target(name) for name in table.names() - table.when_true.keys()}
@@ -103,6 +118,7 @@ def test_aliases_lead_to_options_and_hide_none():
         ("--finetuning_type freeze --num_layer_trainable 3", "freeze_trainable_layers", 3),
         ("--new_special_tokens <a>,<b>", "add_special_tokens", ("<a>", "<b>")),
         ("--resume_lora_training false", "create_new_adapter", True),
+        ("--resume_lora_training true", "create_new_adapter", False),
         ("--warmup_ratio 0.1", "warmup_steps", 0.1),
         ("--group_by_length", "train_sampling_strategy", "group_by_length"),
         ("--adafactor", "optim", "adafactor"),
@@ -174,3 +190,5 @@ def test_scripts_of_the_shuzhiqihuang_project_parse():
     assert values["warmup_steps"] == 100
     assert values["report_to"] == "none"
     assert values.keys() <= hf_names()
+    assert not values.keys() & {"bf16", "fp16", "resume_from_checkpoint", "save_total_limit"}
+    assert not values.keys() & {"predict_with_generate", "local_rank", "gradient_checkpointing"}

@@ -27,6 +27,11 @@ def test_nothing_is_held_out_needlessly(train, words):
     assert train(*words).data.val_size == 0
 
 
+def test_a_given_val_size_is_kept(train):
+    assert train("--do_eval", "--val_size", "0.05").data.val_size == 0.05
+    assert train("--do_eval", "--val_size", "3").data.val_size == 3
+
+
 def test_evaluation_alone_evaluates_the_dataset():
     words = shlex.split("--model_name_or_path m --dataset a,b --output_dir o --do_eval")
     config = parse("train", words)
@@ -91,6 +96,14 @@ def test_reentrant_checkpointing_can_be_named_in_both_ways(train):
         (
             "--load_best_model_at_end --eval_strategy steps --eval_steps 3 --save_steps 10",
             "multiple of eval_steps. Got: 'save_steps 10, eval_steps 3'.",
+        ),
+        (
+            "--load_best_model_at_end --eval_strategy steps --eval_steps 10 --save_steps 5",
+            "multiple of eval_steps",
+        ),
+        (
+            "--load_best_model_at_end --eval_strategy steps --eval_steps 0.1 --save_steps 5",
+            "multiple of eval_steps",
         ),
         ("--logging_steps 1.5", "logging_steps is no number of steps"),
         ("--logging_steps 0", "logging_steps must be above 0"),
@@ -169,6 +182,7 @@ def test_secrets_are_in_no_message(write, name):
         [f"--{name}", "a", "s3cret", "--lora_rank", "x"],
         [f"--{name}", "[s3cret", "--lora_rank", "x"],
         [path],
+        [write("c.yaml", f"{name}: *s3cret\n")],
         [write("b.yaml", f"{name}:\n  s3cret: s3cret\nlora_rank: x\n")],
     )
     for words in attempts:
