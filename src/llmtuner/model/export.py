@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmtuner.extras.errors import ConfigError, ModelError, StorageError
 from llmtuner.extras.files import sync_folder, sync_tree
@@ -81,34 +81,10 @@ def export_model(
     tokenizer = load_tokenizer(model_args)
     if template_text is not None:
         tokenizer.chat_template = template_text
-    model = load_model(
-        model_args,
-        dtype=torch.float32 if adapters else dtype,
-        attention="eager",
-        device="auto" if export_args.export_device == "auto" and _has_gpu() else "cpu",
-        num_tokens=len(tokenizer),
-        min_rows=max(map(vocabulary_rows, adapters), default=0),
-    )
-    model = merge_adapters(model, adapters)
-    cast_parameters(model, dtype)
+    model = _merge(model_args, export_args, adapters, dtype=dtype, num_tokens=len(tokenizer))
     _set_generation(model, [base, *adapters])
-
-    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
-    try:
-        model.save_pretrained(staging, max_shard_size=f"{export_args.export_size}GB")
-        tokenizer.save_pretrained(staging)
-        num_files, num_bytes = _check_saved(staging)
-        sync_tree(staging)
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise StorageError(
-            f"The model cannot be written ({error.strerror or error}).", where=str(target)
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    max_shard_size = f"{export_args.export_size}GB"
+    num_files, num_bytes = _write(model, tokenizer, target, max_shard_size=max_shard_size)
     return ExportReport(
         export_dir=target,
         dtype=str(dtype).removeprefix("torch."),
@@ -176,8 +152,53 @@ def _check_space(target: Path, base: Path, dtype: torch.dtype) -> None:
         )
 
 
-def _has_gpu() -> bool:
-    return torch.cuda.is_available()
+def _merge(
+    model_args: ModelArgs,
+    export_args: ExportArgs,
+    adapters: list[Path],
+    *,
+    dtype: torch.dtype,
+    num_tokens: int,
+) -> PreTrainedModel:
+    spread = export_args.export_device == "auto" and torch.cuda.is_available()
+    model = load_model(
+        model_args,
+        dtype=torch.float32 if adapters else dtype,
+        attention="eager",
+        device="auto" if spread else "cpu",
+        num_tokens=num_tokens,
+        min_rows=max(map(vocabulary_rows, adapters), default=0),
+    )
+    model = merge_adapters(model, adapters)
+    cast_parameters(model, dtype)
+    return model
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    *,
+    max_shard_size: str,
+) -> tuple[int, int]:
+    """Write the model beside `target`, rename it, and return number and size of its files."""
+    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
+    try:
+        model.save_pretrained(staging, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(staging)
+        counts = _check_saved(staging)
+        sync_tree(staging)
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise StorageError(
+            f"The model cannot be written ({error.strerror or error}).", where=str(target)
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return counts
 
 
 def _set_generation(model: PreTrainedModel, folders: list[Path]) -> None:
