@@ -113,7 +113,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     _check_tokenizer(tokenizer)
     config = packed.config
     # A model that was read from GGUF refuses to be saved, so a clean one takes over its weights.
-    del config.quantization_config
+    vars(config).pop("quantization_config", None)
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=False
     )

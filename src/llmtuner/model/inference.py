@@ -64,12 +64,13 @@ def load_for_inference(
         min_rows=max(map(vocabulary_rows, adapters), default=0),
         for_training=False,
     )
+    model.eval()
     if is_quantised and adapters:
-        return attach_adapter(model, adapters[0]).eval()
+        return attach_adapter(model, adapters[0])
     if adapters:
         model = merge_adapters(model, adapters)
         cast_parameters(model, dtype)
-    return model.eval()
+    return model
 
 
 def pick_inference_dtype(infer_dtype: str, *, on_gpu: bool) -> torch.dtype:

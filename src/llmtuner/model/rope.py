@@ -50,7 +50,9 @@ def scale_rope(config: PreTrainedConfig, kind: str, *, max_tokens: int | None = 
 def _parameters(
     rope: dict[str, object], kind: str, *, factor: float, limit: int
 ) -> dict[str, object]:
-    kept = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    kept: dict[str, object] = {
+        key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope
+    }
     parameters: dict[str, object] = {**kept, "rope_type": kind, "factor": factor}
     if kind in ("yarn", "llama3"):
         parameters["original_max_position_embeddings"] = limit

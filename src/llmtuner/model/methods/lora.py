@@ -166,12 +166,12 @@ def _whole_modules(
     if wanted is not None:
         unknown = _unknown(model, wanted)
         if unknown:
-            names = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
+            known = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
             raise ConfigError(
                 "The model has no such modules.",
                 where="additional_target",
                 got=unknown,
-                allowed=sorted(name for name in names if not name.isdigit()),
+                allowed=sorted(name for name in known if not name.isdigit()),
             )
         return list(wanted)
     if not grew:
@@ -189,9 +189,8 @@ def _unknown(model: nn.Module, wanted: Iterable[str]) -> list[str]:
 
 
 def _last_name(model: nn.Module, wanted: nn.Module) -> str:
-    return next(
-        name.rpartition(".")[2] for name, module in model.named_modules() if module is wanted
-    )
+    names: list[str] = [name for name, module in model.named_modules() if module is wanted]
+    return names[0].rpartition(".")[2]
 
 
 def _touches_tied_weights(model: PreTrainedModel, names: list[str]) -> bool:
