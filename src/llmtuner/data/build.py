@@ -13,6 +13,7 @@ from datasets import Dataset, concatenate_datasets, interleave_datasets
 
 from llmtuner.data.dataset_info import load_dataset_specs
 from llmtuner.data.packing import fill_ratio, pack
+from llmtuner.data.stream import SampleStream, held_out_samples
 from llmtuner.data.token_store import Tokens
 from llmtuner.data.tokenise import Encoder, tokenise
 from llmtuner.data.tokenized import load_tokenized, save_tokenized, settings_of
@@ -35,7 +36,7 @@ class BuiltData:
         saved_to: where `tokenized_path` was written; the run ends there.
     """
 
-    train: Dataset | None
+    train: Dataset | SampleStream | None
     evals: Mapping[str, Dataset]
     packs: list[list[int]] | None
     report: Mapping[str, Any]
@@ -57,6 +58,8 @@ def build_datasets(
     Raises:
         DataError: a file or row cannot be used, or nothing is left to train on.
     """
+    if args.streaming and for_training:
+        return _build_stream(args, encode=encode, seed=seed, packing=packing)
     settings = settings_of(args, encode, seed)
     target = Path(args.tokenized_path) if args.tokenized_path else None
     if target is not None and target.exists():
@@ -84,6 +87,24 @@ def build_datasets(
         )
         report = {**report, "packs": len(packs), "pack_fill_ratio": round(filled, 5)}
     return BuiltData(train, evals, packs, report)
+
+
+def _build_stream(args: DataArgs, *, encode: Encoder, seed: int, packing: bool) -> BuiltData:
+    """Return a training stream; validation rows come from the head, or from `eval_dataset`."""
+    specs = load_dataset_specs(args, args.dataset or ())
+    eval_specs = load_dataset_specs(args, args.eval_dataset or ())
+    num_held_out = 0 if eval_specs else int(args.val_size)
+    evals = {}
+    if eval_specs:
+        sets = [tokenise(spec, args, encode).dataset for spec in eval_specs]
+        evals[""] = concatenate_datasets(sets)
+    elif num_held_out:
+        evals[""] = held_out_samples(specs, args, encode=encode, num_rows=num_held_out)
+    stream = SampleStream(
+        specs, args, encode=encode, seed=seed, packing=packing, num_held_out=num_held_out
+    )
+    logger.info("Streaming %s; counts are not known before the end.", ", ".join(args.dataset or ()))
+    return BuiltData(stream, evals, None, {"streaming": True, "held_out_rows": num_held_out})
 
 
 def _tokenise_all(

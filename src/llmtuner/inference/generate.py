@@ -16,7 +16,12 @@ def generation_config(
     """Return transformers' settings for our options; sampling options only when sampling."""
     samples = args.do_sample and args.temperature > 0  # temperature 0 means greedy
     values = {
-        "max_new_tokens": args.max_new_tokens,
+        # as in LLaMA-Factory: max_length counts only where max_new_tokens is switched off
+        **(
+            {"max_new_tokens": args.max_new_tokens}
+            if args.max_new_tokens > 0
+            else {"max_length": args.max_length}
+        ),
         "num_beams": args.num_beams,
         "repetition_penalty": args.repetition_penalty,
         "do_sample": samples,

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.batches import Layout, StepBatches
 from llmtuner.data.collate import Batch
+from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import NonFiniteError
 from llmtuner.train.checkpoint import CheckpointStore
 
@@ -42,7 +43,7 @@ class TrainData:
         collator: builds a micro-batch from samples.
     """
 
-    train: Dataset | IterableDataset | None
+    train: Dataset | SampleStream | None
     packs: Sequence[Sequence[int]] | None
     evals: Mapping[str, Dataset]
     collator: Callable[..., Batch]
@@ -88,7 +89,7 @@ class LlmTrainer(Trainer):
         """Return the micro-batches of this rank, in an order that is the same for every layout."""
         train = self.data.train
         assert train is not None, "train() needs a training set"
-        if isinstance(train, IterableDataset):
+        if isinstance(train, SampleStream):
             return self._loader(train, batch_size=self.args.train_batch_size)
         by_length = self.args.train_sampling_strategy == "group_by_length"
         batches = StepBatches(

@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     EarlyStoppingCallback,
@@ -24,13 +25,16 @@ from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.extras.seed import seed_everything
 from llmtuner.hparams.config import RunConfig
+from llmtuner.model.adapters import write_base_record
 from llmtuner.model.attention import pick_attention, uses_flat_batches
 from llmtuner.model.gradient_checkpointing import (
     enable_gradient_checkpointing,
     pick_gradient_checkpointing,
 )
+from llmtuner.model.hub import locate_model
 from llmtuner.model.load import load_config
 from llmtuner.model.methods import METHODS
+from llmtuner.model.methods.lora import split_adapters
 from llmtuner.model.parameters import log_parameters, trainable_report
 from llmtuner.model.precision import Precision
 from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
@@ -40,6 +44,7 @@ from llmtuner.train.hf_args import to_hf_args, to_precision
 from llmtuner.train.loggers import LOGGERS
 from llmtuner.train.output import Start
 from llmtuner.train.plots import plot_losses
+from llmtuner.train.predict import write_predictions
 from llmtuner.train.report import RunReport, begin_report, write_model_card, write_results
 from llmtuner.train.trainer import LlmTrainer, TrainData
 
@@ -54,6 +59,7 @@ class Run:
         config: the resolved settings.
         trainer: ready to train, evaluate and save.
         trackers: closed at the end.
+        predict: answers the prompts of a data set and returns their number.
         start: where training begins.
         report: what is known so far.
         started: monotonic clock at the start, seconds.
@@ -62,6 +68,7 @@ class Run:
     config: RunConfig
     trainer: LlmTrainer
     trackers: Sequence[TrackerCallback]
+    predict: Callable[[Dataset], int]
     start: Start
     report: RunReport
     started: float
@@ -115,11 +122,19 @@ def prepare_run(
         run_id=run_id,
         identity=_identity(config, hf_args, data),
         keep=config.train.save_total_limit,
-        write_companions=partial(
-            write_companions, tokenizer=tokenizer, model=model, stop_ids=stop_ids
-        ),
+        write_companions=_companions(config, model, tokenizer=tokenizer, stop_ids=stop_ids),
     )
     trackers = _trackers(config, start.output_dir)
+    predict = partial(
+        write_predictions,
+        model=model,
+        tokenizer=tokenizer,
+        generating=config.generating,
+        stop_ids=stop_ids,
+        batch_size=config.train.per_device_eval_batch_size,
+        output_dir=start.output_dir,
+        precision=precision.autocast(hf_args.device.type),
+    )
     trainer = LlmTrainer(
         model=model,
         args=hf_args,
@@ -130,7 +145,7 @@ def prepare_run(
         with_accuracy=config.finetuning.compute_accuracy,
         callbacks=[*_callbacks(config, start.output_dir), *trackers],
     )
-    return Run(config, trainer, trackers, start, report, started)
+    return Run(config, trainer, trackers, predict, start, report, started)
 
 
 def _load(
@@ -179,6 +194,8 @@ def execute(run: Run) -> RunReport:
         metrics |= results
         if _is_main():
             write_results(run.start.output_dir, "eval", results)
+    if config.train.do_predict:
+        metrics |= _predict(run)
     for tracker in run.trackers:
         tracker.close()
     seconds = round(time.monotonic() - run.started, 3)
@@ -205,11 +222,51 @@ def _train(run: Run) -> dict[str, Any]:
         **result.metrics,
         "train_tokens_seen": trainer.state.num_input_tokens_seen,
         "train_supervised_tokens_seen": trainer.supervised_tokens_seen,
+        "train_tokens_per_second": round(
+            trainer.state.num_input_tokens_seen / result.metrics["train_runtime"], 3
+        ),
     }
     if _is_main():
         write_results(output_dir, "train", metrics)
         trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
     return metrics
+
+
+def _predict(run: Run) -> dict[str, Any]:
+    started = time.monotonic()
+    count = sum(run.predict(dataset) for dataset in run.trainer.data.evals.values())
+    seconds = time.monotonic() - started
+    results = {
+        "predict_samples": count,
+        "predict_runtime": round(seconds, 4),
+        "predict_samples_per_second": round(count / seconds, 3),
+    }
+    if _is_main():
+        write_results(run.start.output_dir, "predict", results)
+    return results
+
+
+def _companions(
+    config: RunConfig,
+    model: PreTrainedModel | PeftModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+) -> Callable[[Path], None]:
+    """Return what completes a folder with weights: all that serving and checking need."""
+
+    def write(folder: Path) -> None:
+        write_companions(folder, tokenizer=tokenizer, model=model, stop_ids=stop_ids)
+        if isinstance(model, PeftModel):
+            merged, _ = split_adapters(config.model, config.lora)
+            write_base_record(
+                folder,
+                locate_model(config.model),
+                merged_adapters=merged,
+                name=str(config.model.model_name_or_path),
+            )
+
+    return write
 
 
 def _train_data(
