@@ -59,7 +59,7 @@ run_training \
   --val_size "${VAL_SIZE:-0.05}" \
   --per_device_train_batch_size "${BATCH_SIZE:-8}" \
   --gradient_accumulation_steps "${GRAD_ACCUM:-1}" \
-  --num_train_epochs "${EPOCHS:-3}" \
+  --num_train_epochs "${EPOCHS:-4}" \
   --learning_rate "${LEARNING_RATE:-5e-4}" \
   --lr_scheduler_type cosine \
   --warmup_steps "${WARMUP_STEPS:-5}" \
