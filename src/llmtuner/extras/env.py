@@ -38,6 +38,6 @@ def process_env() -> ProcessEnv:
 
 
 def announce_single_process() -> None:
-    """Tell libraries that insist on a launcher's variables (DeepSpeed) that this process is alone."""
+    """Tell libraries that insist on a launcher's variables (DeepSpeed) that we are alone."""
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)

@@ -300,6 +300,12 @@ class LlmTrainer(Trainer):
 
     # ---- checkpoints ----
 
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Resume with the logging, saving and evaluation steps of now, not of the checkpoint."""
+        begin = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return begin
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Commit a checkpoint by one rename, then remove old ones of this run."""
         self.store_flos()
