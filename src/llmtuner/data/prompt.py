@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,7 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from llmtuner.data.chat_jinja import Rendered, render_chat
 from llmtuner.data.conversation import Message, ToolCall
-from llmtuner.data.template import Template, guarded_in
+from llmtuner.data.template import Template
 from llmtuner.extras.errors import DataError, TemplateError
 
 GUARD_START, GUARD_END = "\U000f0000", "\U000f0001"  # what mark_control_tokens writes
@@ -106,8 +105,8 @@ def unguarded(text: str) -> str:
 
 def guard(text: str, role: str, template: Template) -> str:
     """Return `text` with guards around the control tokens in it."""
-    tokens = guarded_in(role, template.guarded_tokens)
-    guarded: str = mark_control_tokens(text, _pattern(tokens))
+    guards = template.answer_guards if role == "assistant" else template.guards
+    guarded: str = mark_control_tokens(text, guards)
     return guarded
 
 
@@ -203,13 +202,7 @@ def _call_to_wire(call: ToolCall, call_id: str, template: Template) -> dict[str,
 
 
 def _guard_all(value: Any, template: Template) -> Any:
-    return mark_control_tokens(value, _pattern(template.guarded_tokens))
-
-
-@lru_cache(maxsize=8)
-def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return mark_control_tokens(value, template.guards)
 
 
 def _parse_json(text: str) -> Any:

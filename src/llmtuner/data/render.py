@@ -130,9 +130,9 @@ def encode_text(
             "The tokenizer has no eos_token, so documents would run into each other.",
             fix="set one with --add_special_tokens",
         )
-    if not text:
-        return Encoded((), conversation.source)
     ids = tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
+    if not text or not ids:
+        return Encoded((), conversation.source)
     if ids[-1] != tokenizer.eos_token_id:
         ids = [*ids, tokenizer.eos_token_id]
     size = cutoff_len or len(ids)

@@ -15,10 +15,17 @@ from llmtuner.extras.errors import TemplateError
 
 @dataclass(frozen=True)
 class TurnText:
-    """The rendered text of one trained turn, still with guards around control tokens in it."""
+    """The rendered text of one trained turn, still with guards around control tokens in it.
+
+    Attributes:
+        prompt: what serving sends.
+        answer: what the model writes, with the token that ends it.
+        enable_thinking: the setting under which serving sends this prompt.
+    """
 
     prompt: str
     answer: str
+    enable_thinking: bool | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ def encode_turns(
             drafts[-1] = Draft(prompt + answer, [*last.spans, span], [*last.turns, turn])
         else:
             drafts.append(Draft(prompt + answer, [span], [turn]))
-        before = _History(before, text, answer[-1], tokenizer)
+        end = chat.template.cutting_stops.get(answer[-1])
+        before = _History(before, text, end, tokenizer)
     return drafts
 
 
@@ -100,24 +108,21 @@ class _History:
         self,
         before: "_History | None",
         text: TurnText,
-        end_id: int,
+        end: str | None,
         tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self._tokenizer = tokenizer
         self._before = before
         self._text = text.prompt + text.answer
         self._ids: list[int] | None = None
-        self._end = tokenizer.added_tokens_decoder.get(end_id) if tokenizer.is_fast else None
+        self._end = end
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the ids of `prompt`, exactly as if it were tokenised as a whole."""
         end = self._end
-        is_cut = end is not None and end.special and not end.normalized
-        if end is None or not is_cut or not prompt.startswith(self._text):
+        if end is None or not self._text.endswith(end) or not prompt.startswith(self._text):
             return encode(prompt, self._tokenizer)
-        if not self._text.endswith(end.content):
-            return encode(prompt, self._tokenizer)
-        rest = encode(end.content + prompt[len(self._text) :], self._tokenizer)
+        rest = encode(end + prompt[len(self._text) :], self._tokenizer)
         return self._own_ids() + rest[1:]
 
     def _own_ids(self) -> list[int]:
@@ -135,8 +140,9 @@ def _answer_ids(
     # A tokenizer that puts a space in front of every text must not get a second one.
     ids = encode(text.removeprefix(" ") if template.is_space_added else text, tokenizer)
     stops = set(template.stop_ids)
-    if not ids or ids[-1] not in stops or not stops.isdisjoint(ids[:-1]):
-        reason = "the answer does not end in the one token that serving stops on"
+    is_lost = len(ids) < 2 and text not in template.stop_tokens
+    if is_lost or ids[-1] not in stops or not stops.isdisjoint(ids[:-1]):
+        reason = "the tokens of the answer do not end in the one that serving stops on"
         raise _unproved(reason, turn, text, template)
     return ids
 
@@ -158,7 +164,7 @@ def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
         end = _end_by_marks(full, len(prompt), turn, chat.template)
     else:
         end = _end_by_stop(full.text, len(prompt), turn, chat)
-    return TurnText(prompt, full.text[len(prompt) : end])
+    return TurnText(prompt, full.text[len(prompt) : end], setting)
 
 
 def _end_by_marks(full: Rendered, start: int, turn: int, template: Template) -> int:

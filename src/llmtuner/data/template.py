@@ -6,7 +6,7 @@ that our own templates, a user's file and the tokenizer's own template are all t
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from llmtuner.extras.errors import TemplateError
 
 _HEADER = re.compile(r"\{#-?\s*(control|stop):(.*?)-?#\}", re.DOTALL)
 _THINKING_SWITCHES = frozenset({"enable_thinking", "open_thinking", "thinking"})
-_OPTIONAL_IN_ANSWERS = frozenset({"<think>", "</think>"})
+_THINKING_TAGS = frozenset({"<think>", "</think>"})  # a few tokenizers call them special
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class Template:
         thinking_switches: the variables by which the template turns thinking on and off.
         enable_thinking: their value; None leaves them undefined.
         is_space_added: the tokenizer writes a space in front of every text, as SentencePiece does.
+        cutting_stops: stop tokens at which the tokenizer cuts every text before anything else.
+        guards: finds the guarded tokens in the text of users, tools and system prompts.
+        answer_guards: finds those in answers, which may hold thinking tags.
     """
 
     name: str
@@ -62,6 +65,9 @@ class Template:
     thinking_switches: frozenset[str] = frozenset()
     enable_thinking: bool | None = True
     is_space_added: bool = False
+    cutting_stops: Mapping[int, str] = field(default_factory=dict, repr=False)
+    guards: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False)
+    answer_guards: re.Pattern[str] = field(default=re.compile("(?!)"), repr=False)
 
     def variables(self, enable_thinking: bool | None) -> dict[str, Any]:
         """Return the template variables of one rendering."""
@@ -131,17 +137,16 @@ def load_template(
         thinking_switches=switches,
         enable_thinking=enable_thinking,
         is_space_added=first_piece[:1] != [] and first_piece[0].startswith("▁"),
+        cutting_stops=_cutting(stop_ids.values(), tokenizer),
+        guards=any_of(guarded),
+        answer_guards=any_of([token for token in guarded if token not in _THINKING_TAGS]),
     )
 
 
-def guarded_in(role: str, tokens: Sequence[str]) -> tuple[str, ...]:
-    """Return the control tokens that the text of this role must not become.
-
-    An answer may hold thinking tags, which a few tokenizers count among their special tokens.
-    """
-    if role != "assistant":
-        return tuple(tokens)
-    return tuple(token for token in tokens if token not in _OPTIONAL_IN_ANSWERS)
+def any_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of the tokens, the longest first; of none, nothing."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def _label(name: str | None) -> str:
@@ -227,6 +232,17 @@ def _ids_of(
     return found
 
 
+def _cutting(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    if not tokenizer.is_fast:
+        return {}
+    added = {token_id: tokenizer.added_tokens_decoder.get(token_id) for token_id in ids}
+    return {
+        token_id: token.content
+        for token_id, token in added.items()
+        if token is not None and token.special and not token.normalized
+    }
+
+
 # --- probes ---------------------------------------------------------------------------------------
 
 _USER = {"role": "user", "content": "probe-question"}
@@ -293,15 +309,16 @@ def _probe_stops(
     label: str,
 ) -> list[str]:
     """Return the special tokens that end an answer and a turn of tool calls, by rendering both."""
-    longest_first = sorted(special_tokens, key=len, reverse=True)
-    one = "|".join(map(re.escape, longest_first)) or "(?!)"
+    one = any_of(special_tokens).pattern
     eos = variables.get("eos_token")
 
     def tokens_after(needle: str, answer: Mapping[str, Any], tools: Any) -> tuple[str, list[str]]:
         rendered = render_chat(
             text, [_USER, answer], tools=tools, variables=variables, generation_prompt=False
         )
-        tail = rendered.text.rpartition(needle)[2]
+        _, found, tail = rendered.text.rpartition(needle)
+        if not found:
+            raise TemplateError(f"{label} changes or drops the answer.", got=rendered.text)
         return tail, re.findall(one, tail)
 
     tail, found = tokens_after("probe-answer", _ANSWER, None)

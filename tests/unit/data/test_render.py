@@ -9,7 +9,8 @@ import pytest
 from example_chats import CHATS, TOOLS, chat, tool_chat
 from golden_texts import learned_texts
 from tiny_tokenizers import byte_level, sentence_piece
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message, ToolCall
 from llmtuner.data.prompt import prompt_ids
@@ -141,8 +142,10 @@ MUTATIONS = {
     "the mark holds the question": "{% for m in messages %}{% if m.role == 'user' %}"
     "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}"
     "{{ m.content }}<|im_end|>{% endif %}{% endfor %}",
-    "the answer is changed": OWN.replace("{{ m.content }}", "{{ m.content | upper }}"),
-    "the answer is cut": OWN.replace("{{ m.content }}", "{{ m.content[:4] }}"),
+    "the answer is changed": OWN.replace(
+        "{{ m.content }}", "{{ m.content | replace('Nothing', 'Something') }}"
+    ),
+    "the answer is cut": OWN.replace("{{ m.content }}", "{{ m.content[:12] }}"),
     "the prompt changes with the answer": OWN.replace(
         "{% for m", "{{ messages | length }}{% for m"
     ),
@@ -328,6 +331,14 @@ def test_a_sentence_piece_answer_begins_like_a_word():
         samples[name] = tokenizer.convert_ids_to_tokens(labels)
     assert samples["without"][:2] == ["▁", "Paris"]
     assert samples["with space"] == samples["without"]
+
+
+def test_an_answer_that_the_tokenizer_loses_is_refused():
+    deaf = Tokenizer(models.BPE({"</s>": 0}, []))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=deaf, eos_token="</s>")
+    template = load_template("vicuna", tokenizer)
+    with pytest.raises(TemplateError, match="tokens of the answer"):
+        encode_conversation(CHATS["one turn"], template=template, tokenizer=tokenizer)
 
 
 def test_long_conversations_are_tokenised_as_if_whole(monkeypatch):

@@ -132,6 +132,11 @@ def test_own_template_that_ends_turns_in_nothing_is_refused():
         load_template(None, with_own_template(own))
 
 
+def test_own_template_that_changes_every_answer_is_refused():
+    with pytest.raises(TemplateError, match="changes or drops the answer"):
+        load_template(None, with_own_template(OWN.replace("m.content", "m.content | upper")))
+
+
 def test_broken_jinja_is_refused():
     with pytest.raises(TemplateError, match="not valid Jinja"):
         load_template(None, with_own_template("{% for m in messages %}"))
