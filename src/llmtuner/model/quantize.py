@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llmtuner.extras.errors import MissingExtraError
+from llmtuner.extras.errors import ConfigError, MissingExtraError
 from llmtuner.hparams.model import ModelArgs
 
 # The CPU form of a 4-bit weight holds its rows in groups of this size.
@@ -25,9 +26,17 @@ def quantization_config(
 
     Raises:
         MissingExtraError: bitsandbytes is not installed.
+        ConfigError: ZeRO-3 is on.
     """
     if args.quantization_bit is None:
         return None
+    if is_deepspeed_zero3_enabled():
+        raise ConfigError(
+            "Quantised weights cannot be spread over the processes by ZeRO-3.",
+            where="quantization_bit",
+            got=args.quantization_bit,
+            fix="use ZeRO-2, or drop --quantization_bit",
+        )
     if find_spec("bitsandbytes") is None:
         raise MissingExtraError("bitsandbytes", extra="quant", needed_for="--quantization_bit")
     if args.quantization_bit == 8:

@@ -27,7 +27,6 @@ def load_tokenizer(args: ModelArgs) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
             use_fast=args.use_fast_tokenizer,
-            split_special_tokens=args.split_special_tokens,
             trust_remote_code=args.trust_remote_code,
             local_files_only=True,
         )

@@ -11,7 +11,9 @@ from tiny_models import BF16, FP32, make_adapter, random_lora, save_tiny
 from llmtuner.extras.errors import ConfigError, ModelError
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
+from llmtuner.model import quantize
 from llmtuner.model.adapters import write_base_record
+from llmtuner.model.methods import lora
 from llmtuner.model.methods.lora import load_for_training, split_adapters
 from llmtuner.model.parameters import trainable_report
 from llmtuner.model.precision import Precision
@@ -159,6 +161,18 @@ def test_quantised_base_learns(tiny_model: Path, args_of: ArgsOf) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
+
+
+def test_zero3_refuses_what_it_would_break(
+    tiny_model: Path, tmp_path: Path, args_of: ArgsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(make_adapter(tiny_model, tmp_path / "a"))
+    monkeypatch.setattr(lora, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(quantize, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ConfigError, match="ZeRO-3 has spread"):
+        load(args_of(tiny_model, adapter_name_or_path=(folder, folder)))
+    with pytest.raises(ConfigError, match="use ZeRO-2"):
+        load(args_of(tiny_model, quantization_bit=4))
 
 
 def test_refused_combinations(tiny_model: Path, tmp_path: Path, args_of: ArgsOf) -> None:

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.pytorch_utils import Conv1D
 
 from llmtuner.extras.errors import ConfigError
@@ -98,15 +99,17 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 
 def _check_options(model_args: ModelArgs, options: LoraArgs) -> None:
     adapters = model_args.adapter_name_or_path or ()
-    if options.pissa_init:
+    num_merged = len(adapters) if options.create_new_adapter else len(adapters) - 1
+    if num_merged > 0 and is_deepspeed_zero3_enabled():
         raise ConfigError(
-            "PiSSA is not supported: it changes the base, so its adapter fits no published model.",
-            where="pissa_init",
-            fix="use plain LoRA, --use_rslora or --use_dora",
+            "Adapters cannot be merged into weights that ZeRO-3 has spread over the processes.",
+            where="adapter_name_or_path",
+            got=list(adapters),
+            fix="merge them with `llmtuner export` first, or use ZeRO-2",
         )
     if model_args.quantization_bit is None:
         return
-    if len(adapters) > 1 or (adapters and options.create_new_adapter):
+    if num_merged > 0:
         raise ConfigError(
             "Adapters cannot be merged into a quantised base.",
             where="adapter_name_or_path",
