@@ -34,11 +34,6 @@ def test_added_tokens(tiny_model: Path, args_of: ArgsOf) -> None:
     assert len(tokenizer) == len(load_tokenizer(args_of(tiny_model))) + 2
 
 
-def test_split_special_tokens_reads_them_as_text(tiny_model: Path, args_of: ArgsOf) -> None:
-    tokenizer = load_tokenizer(args_of(tiny_model, split_special_tokens=True))
-    assert len(tokenizer("<|im_end|>").input_ids) > 1
-
-
 def test_folder_without_tokenizer(tiny_model: Path, tmp_path: Path, args_of: ArgsOf) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -180,5 +180,3 @@ def test_refused_combinations(tiny_model: Path, tmp_path: Path, args_of: ArgsOf)
     quantised = args_of(tiny_model, quantization_bit=4, adapter_name_or_path=(folder, folder))
     with pytest.raises(ConfigError, match="merged into a quantised base"):
         load(quantised)
-    with pytest.raises(ConfigError, match="PiSSA"):
-        load(args_of(tiny_model), pissa_init=True)
