@@ -173,6 +173,7 @@ def test_tokenized_path_is_written_then_used(train: Train, tmp_path: Path) -> No
 
 def test_neftune_and_loraplus_and_label_smoothing_run(train: Train) -> None:
     output_dir = train(
-        "--neftune_noise_alpha", "5", "--label_smoothing_factor", "0.1", "--max_steps", "8"
-    )
+        "--neftune_noise_alpha", "5", "--label_smoothing_factor", "0.1", "--max_steps", "8",
+        "--loraplus_lr_ratio", "4",
+    )  # fmt: skip
     assert losses(output_dir)[-1] < losses(output_dir)[0]

@@ -1,11 +1,14 @@
 """Log lines for people: one logger tree, rank 0 speaks, warnings stand out."""
 
 import logging
+import warnings
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 from llmtuner.extras.env import process_env
+
+_CHATTY = ("bitsandbytes", "DeepSpeed", "deepspeed", "filelock", "matplotlib")
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -24,3 +27,13 @@ def set_up_logs(*, debug: bool = False) -> None:
     logger.propagate = False
     level = logging.DEBUG if debug else logging.INFO
     logger.setLevel(level if process_env().rank == 0 else logging.WARNING)
+    if not debug:
+        _quiet_libraries()
+
+
+def _quiet_libraries() -> None:
+    """Hide what other libraries tell their own developers; their errors stay."""
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

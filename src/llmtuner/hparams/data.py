@@ -32,12 +32,9 @@ class DataArgs:
     train_on_prompt: bool = arg(False, "Learn the user's words too.")
     mask_history: bool = arg(False, "Learn only the last answer of a conversation.")
     default_system: str | None = arg(None, "System message for rows that have none.")
-    tool_format: str | None = arg(None, "How tool calls are written. Unset: as the template says.")
     enable_thinking: bool | None = arg(
         True, "Reasoning models: true thinks, false answers at once, null follows the data."
     )
-    preserve_thinking: bool = arg(False, "Keep the thoughts of earlier turns.")
-    ignore_pad_token_for_loss: bool = arg(True, "Never learn padding.")
 
     packing: bool | None = arg(
         None, "Lay short samples together in one batch. Unset: on for pt, off for sft."
@@ -53,7 +50,6 @@ class DataArgs:
     )
 
     overwrite_cache: bool = arg(False, "Tokenise again even if a cache is there.")
-    preprocessing_batch_size: int = arg(1000, "Rows tokenised at once.", unit="rows", low=1)
     preprocessing_num_workers: int | None = arg(None, "Processes that tokenise.", low=1)
     tokenized_path: str | None = arg(
         None, "Folder of tokenised data: read if there, else written (and the run ends)."

@@ -24,6 +24,3 @@ class FinetuningArgs:
     early_stopping_steps: int | None = arg(
         None, "Stop after this many evaluations without progress.", low=1
     )
-    include_effective_tokens_per_second: bool = arg(
-        False, "Report the speed in tokens that are no padding."
-    )

@@ -32,6 +32,3 @@ class LoraArgs:
         None, "Learning rate of the B matrices over that of the A matrices (LoRA+).", low=0
     )
     loraplus_lr_embedding: float = arg(1e-6, "Learning rate of the embeddings in LoRA+.", low=0)
-    pissa_init: bool = arg(False, "Start from the principal components of the weights.")
-    pissa_iter: int = arg(16, "Iterations of the fast SVD; -1 for the exact one.", low=-1)
-    pissa_convert: bool = arg(False, "Save a PiSSA adapter as a plain LoRA adapter.")

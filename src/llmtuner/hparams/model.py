@@ -20,10 +20,8 @@ class ModelArgs:
     model_revision: str = arg("main", "Branch, tag or commit on the hub.")
     trust_remote_code: bool = arg(False, "Run Python code that comes with the model.")
     train_from_scratch: bool = arg(False, "Take the model's shape only and start at random.")
-    low_cpu_mem_usage: bool = arg(True, "Load weights without a second copy in memory.")
 
     use_fast_tokenizer: bool = arg(True, "Use the tokenizer written in Rust.")
-    split_special_tokens: bool = arg(False, "Read special tokens in the data as plain text.")
     resize_vocab: bool = arg(False, "Grow the embeddings when tokens were added.")
     add_tokens: tuple[str, ...] | None = arg(None, "Words to add to the vocabulary.")
     add_special_tokens: tuple[str, ...] | None = arg(None, "Special tokens to add.")

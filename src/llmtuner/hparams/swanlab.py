@@ -18,5 +18,4 @@ class SwanlabArgs:
     swanlab_mode: Literal["cloud", "local", "offline", "disabled"] = arg(
         "cloud", "Where the curves go."
     )
-    swanlab_api_key: str | None = arg(None, "Login key of SwanLab.", secret=True)
     swanlab_logdir: str | None = arg(None, "Folder of local SwanLab files.")

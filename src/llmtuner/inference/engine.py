@@ -26,12 +26,14 @@ class ChatEngine:
         tokenizer: of the model or its adapter.
         template: renders the prompt, and says what ends an answer.
         generating: how to choose tokens.
+        use_kv_cache: keep keys and values between tokens.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     template: Template
     generating: GeneratingArgs
+    use_kv_cache: bool = True
 
     def answer(self, chats: Sequence[Sequence[Message]]) -> list[str]:
         """Answer each chat; they run as one batch.
@@ -54,6 +56,7 @@ class ChatEngine:
             prompts,
             config=config,
             skip_special_tokens=self.generating.skip_special_tokens,
+            use_kv_cache=self.use_kv_cache,
         )
 
 
@@ -67,4 +70,4 @@ def load_engine(model: ModelArgs, data: DataArgs, generating: GeneratingArgs) ->
         enable_thinking=data.enable_thinking,
     )
     loaded = load_for_inference(model, num_tokens=len(tokenizer))
-    return ChatEngine(loaded, tokenizer, template, generating)
+    return ChatEngine(loaded, tokenizer, template, generating, use_kv_cache=model.use_kv_cache)

@@ -43,6 +43,7 @@ def generate_texts(
     *,
     config: GenerationConfig,
     skip_special_tokens: bool = True,
+    use_kv_cache: bool = True,
 ) -> list[str]:
     """Answer one batch of prompts.
 
@@ -52,6 +53,7 @@ def generate_texts(
         prompts: token ids of each prompt, as `prompt_ids` makes them.
         config: from `generation_config`.
         skip_special_tokens: leave stop tokens and the like out of the text.
+        use_kv_cache: keep keys and values between tokens; without it each token costs a full pass.
 
     Returns:
         The new text of each prompt, in order; the prompt itself is not in it.
@@ -67,6 +69,9 @@ def generate_texts(
     device = base.device
     with padded_attention(base):
         output = model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            use_cache=use_kv_cache,
         )
     return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=skip_special_tokens)

@@ -26,6 +26,7 @@ def write_predictions(
     tokenizer: PreTrainedTokenizerBase,
     generating: GeneratingArgs,
     stop_ids: Sequence[int],
+    use_kv_cache: bool,
     batch_size: int,
     output_dir: Path,
     precision: AbstractContextManager[object],
@@ -41,6 +42,7 @@ def write_predictions(
         tokenizer: decodes.
         generating: how to choose tokens.
         stop_ids: ids that end an answer.
+        use_kv_cache: keep keys and values between tokens.
         batch_size: prompts per batch.
         output_dir: gets the file.
         precision: the number type of the forward pass.

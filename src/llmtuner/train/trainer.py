@@ -63,6 +63,7 @@ class LlmTrainer(Trainer):
         data: TrainData,
         tokenizer: PreTrainedTokenizerBase,
         store: CheckpointStore,
+        optimizer: torch.optim.Optimizer | None = None,
         shuffle: bool = True,
         with_accuracy: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
@@ -76,6 +77,7 @@ class LlmTrainer(Trainer):
             eval_dataset=dict(data.evals) or None,
             processing_class=tokenizer,
             callbacks=list(callbacks),
+            optimizers=(optimizer, None),
         )
         self.data = data
         self.store = store

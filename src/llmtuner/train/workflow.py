@@ -42,6 +42,7 @@ from llmtuner.train.checkpoint import CheckpointStore, read_manifest
 from llmtuner.train.companions import write_companions
 from llmtuner.train.hf_args import to_hf_args, to_precision
 from llmtuner.train.loggers import LOGGERS
+from llmtuner.train.optimizer import build_optimizer
 from llmtuner.train.output import Start
 from llmtuner.train.plots import plot_losses
 from llmtuner.train.predict import write_predictions
@@ -131,6 +132,7 @@ def prepare_run(
         tokenizer=tokenizer,
         generating=config.generating,
         stop_ids=stop_ids,
+        use_kv_cache=config.model.use_kv_cache,
         batch_size=config.train.per_device_eval_batch_size,
         output_dir=start.output_dir,
         precision=precision.autocast(hf_args.device.type),
@@ -141,6 +143,7 @@ def prepare_run(
         data=_train_data(data, attention=attention, tokenizer=tokenizer),
         tokenizer=tokenizer,
         store=store,
+        optimizer=build_optimizer(config.method, model, hf_args),
         shuffle=not config.finetuning.disable_shuffling,
         with_accuracy=config.finetuning.compute_accuracy,
         callbacks=[*_callbacks(config, start.output_dir), *trackers],

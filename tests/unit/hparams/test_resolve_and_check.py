@@ -163,7 +163,7 @@ def test_the_command_lines_of_other_commands_parse():
     assert (chat.generating.temperature, chat.train.seed) == (0.3, 7)
 
 
-SECRETS = ("hf_hub_token", "ms_hub_token", "hub_token", "swanlab_api_key", "push_to_hub_token")
+SECRETS = ("hf_hub_token", "ms_hub_token", "hub_token", "push_to_hub_token")
 
 
 @pytest.mark.parametrize("name", SECRETS)

@@ -1,12 +1,10 @@
-"""SwanLab; kept in a local folder unless the settings ask for the cloud."""
+"""SwanLab, in the cloud or in a local folder, as `swanlab_mode` says."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmtuner.extras.errors import MissingExtraError
-
-_PROJECT = "llmtuner"
 
 
 class SwanlabLogger:
@@ -21,11 +19,12 @@ class SwanlabLogger:
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         self._run = swanlab.init(
-            project=settings.get("swanlab_project") or _PROJECT,
-            experiment_name=run_name,
+            project=settings["swanlab_project"],
+            workspace=settings["swanlab_workspace"],
+            experiment_name=settings["swanlab_run_name"] or run_name,
             config=dict(settings),
-            logdir=str(folder),
-            mode=settings.get("swanlab_mode") or "local",
+            logdir=settings["swanlab_logdir"] or str(folder),
+            mode=settings["swanlab_mode"],
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
