@@ -35,7 +35,7 @@ DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG-$REPO_ROOT/deepspeed_config.json}"
 PROMPTS="${PROMPTS:-Who are you?
 What is your name?
 你是谁？
-Should I take antibiotics for a cold?}"
+How can I sleep better?}"
 
 if [[ -z $MODEL ]]; then
   fetch_demo_model
@@ -50,7 +50,7 @@ run_training \
   --do_train \
   --model_name_or_path "$MODEL" \
   --dataset_dir "${DATASET_DIR:-$REPO_ROOT/data}" \
-  --dataset "${DATASET:-identity,medical_sharegpt,tcm_alpaca,medical_qa}" \
+  --dataset "${DATASET:-identity,tcm_alpaca,medical_qa}" \
   ${template_flags[@]+"${template_flags[@]}"} \
   --finetuning_type lora \
   --lora_rank "${LORA_RANK:-16}" \

@@ -177,3 +177,29 @@ def test_neftune_and_loraplus_and_label_smoothing_run(train: Train) -> None:
         "--loraplus_lr_ratio", "4",
     )  # fmt: skip
     assert losses(output_dir)[-1] < losses(output_dir)[0]
+
+
+def test_a_set_named_twice_counts_twice(train: Train) -> None:
+    output_dir = train("--num_train_epochs", "1", dataset="few,few")
+    assert read_json(output_dir / "run.json")["data"]["samples"] == {"train": 8}
+
+
+def test_a_run_shorter_than_the_logging_steps_has_a_curve(train: Train) -> None:
+    output_dir = train("--max_steps", "2", "--logging_steps", "50", "--plot_loss")
+    assert len(losses(output_dir)) == 1
+    assert (output_dir / "training_loss.png").is_file()
+
+
+@pytest.mark.parametrize("flags", [["--no_bf16"], ["--bf16"]])
+def test_evaluation_alone_reads_the_whole_set(
+    model_dir: Path, data_dir: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    argv = [
+        "train", "--stage", "sft", "--do_eval", "--do_predict", "--model_name_or_path",
+        str(model_dir), "--dataset_dir", str(data_dir), "--dataset", "qa", "--max_new_tokens", "2",
+        "--output_dir", str(tmp_path / "eval"), *flags,
+    ]  # fmt: skip
+    assert main(argv) == 0
+    results = read_json(tmp_path / "eval" / "eval_results.json")
+    assert results["eval_loss"] == pytest.approx(6.0, abs=0.3)  # a random model: ln(400)
+    assert read_json(tmp_path / "eval" / "predict_results.json")["predict_samples"] == 24

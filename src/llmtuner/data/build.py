@@ -114,7 +114,7 @@ def _tokenise_all(
     eval_sets = _tokenise_named(args, args.eval_dataset or (), encode=encode)
     parts: dict[str, Dataset] = {}
     if sets:
-        mixed = _mix([tokens.dataset for tokens in sets.values()], args, seed=seed)
+        mixed = _mix([tokens.dataset for _, tokens in sets], args, seed=seed)
         if not for_training and not eval_sets:
             parts["validation"] = mixed
         elif not for_training:
@@ -124,17 +124,20 @@ def _tokenise_all(
         else:
             parts["train"] = mixed
     if eval_sets and args.eval_on_each_dataset:
-        parts |= {f"validation_{name}": tokens.dataset for name, tokens in eval_sets.items()}
+        parts |= {f"validation_{name}": tokens.dataset for name, tokens in eval_sets}
     elif eval_sets:
-        parts["validation"] = concatenate_datasets([t.dataset for t in eval_sets.values()])
-    counts = {name: tokens.counts for name, tokens in {**sets, **eval_sets}.items()}
+        parts["validation"] = concatenate_datasets([tokens.dataset for _, tokens in eval_sets])
+    counts = {name: tokens.counts for name, tokens in [*sets, *eval_sets]}
     samples = {name: len(part) for name, part in parts.items()}
     return parts, {"datasets": counts, "samples": samples}
 
 
-def _tokenise_named(args: DataArgs, names: Sequence[str], *, encode: Encoder) -> dict[str, Tokens]:
+def _tokenise_named(
+    args: DataArgs, names: Sequence[str], *, encode: Encoder
+) -> list[tuple[str, Tokens]]:
+    """Tokenise the sets in their order; a set that is named twice counts twice."""
     specs = load_dataset_specs(args, names)
-    return {spec.name: tokenise(spec, args, encode) for spec in specs}
+    return [(spec.name, tokenise(spec, args, encode)) for spec in specs]
 
 
 def _mix(sets: Sequence[Dataset], args: DataArgs, *, seed: int) -> Dataset:

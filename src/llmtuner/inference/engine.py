@@ -48,7 +48,10 @@ class ChatEngine:
             prompt_ids(chat, template=self.template, tokenizer=self.tokenizer) for chat in chats
         ]
         config = generation_config(
-            self.generating, tokenizer=self.tokenizer, stop_ids=self.template.stop_ids
+            self.generating,
+            tokenizer=self.tokenizer,
+            stop_ids=self.template.stop_ids,
+            use_kv_cache=self.use_kv_cache,
         )
         return generate_texts(
             self.model,
@@ -56,7 +59,6 @@ class ChatEngine:
             prompts,
             config=config,
             skip_special_tokens=self.generating.skip_special_tokens,
-            use_kv_cache=self.use_kv_cache,
         )
 
 

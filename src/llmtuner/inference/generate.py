@@ -11,9 +11,20 @@ from llmtuner.model.attention import padded_attention
 
 
 def generation_config(
-    args: GeneratingArgs, *, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
+    args: GeneratingArgs,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    use_kv_cache: bool = True,
 ) -> GenerationConfig:
-    """Return transformers' settings for our options; sampling options only when sampling."""
+    """Return transformers' settings for our options; sampling options only when sampling.
+
+    Args:
+        args: how to choose tokens.
+        tokenizer: gives the padding token, and the end token where no template ends turns.
+        stop_ids: ids that end an answer.
+        use_kv_cache: keep keys and values between tokens; without it each token costs a full pass.
+    """
     samples = args.do_sample and args.temperature > 0  # temperature 0 means greedy
     values = {
         # as in LLaMA-Factory: max_length counts only where max_new_tokens is switched off
@@ -25,6 +36,7 @@ def generation_config(
         "num_beams": args.num_beams,
         "repetition_penalty": args.repetition_penalty,
         "do_sample": samples,
+        "use_cache": use_kv_cache,
         "eos_token_id": list(stop_ids) or tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
@@ -43,7 +55,6 @@ def generate_texts(
     *,
     config: GenerationConfig,
     skip_special_tokens: bool = True,
-    use_kv_cache: bool = True,
 ) -> list[str]:
     """Answer one batch of prompts.
 
@@ -53,7 +64,6 @@ def generate_texts(
         prompts: token ids of each prompt, as `prompt_ids` makes them.
         config: from `generation_config`.
         skip_special_tokens: leave stop tokens and the like out of the text.
-        use_kv_cache: keep keys and values between tokens; without it each token costs a full pass.
 
     Returns:
         The new text of each prompt, in order; the prompt itself is not in it.
@@ -72,6 +82,5 @@ def generate_texts(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
-            use_cache=use_kv_cache,
         )
     return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=skip_special_tokens)

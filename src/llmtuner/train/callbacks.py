@@ -37,6 +37,17 @@ class LogFileCallback(TrainerCallback):
         if state.is_world_process_zero and state.global_step == 0:
             self._path.unlink(missing_ok=True)
 
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Log the last step too, so that a run shorter than `logging_steps` has a curve."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
     def on_log(
         self,
         args: TrainingArguments,

@@ -47,7 +47,9 @@ def write_predictions(
         output_dir: gets the file.
         precision: the number type of the forward pass.
     """
-    config = generation_config(generating, tokenizer=tokenizer, stop_ids=stop_ids)
+    config = generation_config(
+        generating, tokenizer=tokenizer, stop_ids=stop_ids, use_kv_cache=use_kv_cache
+    )
     path = output_dir / PREDICTIONS_FILE
     is_main = process_env().rank == 0
     model.eval()
