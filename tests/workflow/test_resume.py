@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from llmtuner.cli.main import main
+
 from .conftest import Train, losses, read_json
 
 
@@ -94,3 +96,18 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
+
+
+def test_an_evaluation_keeps_the_record_of_the_training(
+    train: Train, model_dir: Path, data_dir: Path
+) -> None:
+    output_dir = train("--max_steps", "2")
+    before = read_json(output_dir / "run.json")
+    argv = [
+        "train", "--do_eval", "--model_name_or_path", str(model_dir), "--adapter_name_or_path",
+        str(output_dir), "--dataset_dir", str(data_dir), "--dataset", "few", "--output_dir",
+        str(output_dir), "--no_bf16",
+    ]  # fmt: skip
+    assert main(argv) == 0
+    assert read_json(output_dir / "run.json") == before
+    assert read_json(output_dir / "eval_run.json")["metrics"]["eval_loss"] > 0

@@ -48,6 +48,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
+def follow_umask(folder: Path) -> None:
+    """Give every file below `folder` the rights of new files; safetensors makes private ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~_umask())
+
+
 def sync_tree(folder: Path) -> None:
     """Flush every file below `folder`, and the folders themselves, to the disk."""
     for path in sorted(folder.rglob("*")):

@@ -13,6 +13,8 @@ from llmtuner.extras.files import read_json, write_json, write_text
 from llmtuner.hparams.config import RunConfig
 from llmtuner.train.output import RUN_FILE
 
+EVAL_RUN_FILE = "eval_run.json"
+
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -55,8 +57,12 @@ class RunReport:
     wall_time_s: float = 0.0
 
     def write(self) -> None:
-        """Write `run.json`."""
-        write_json(Path(self.output_dir) / RUN_FILE, asdict(self))
+        """Write `run.json`, or `eval_run.json` for a run that trains nothing.
+
+        A later evaluation in the same folder must not replace the record of the training.
+        """
+        name = RUN_FILE if self.config["do_train"] else EVAL_RUN_FILE
+        write_json(Path(self.output_dir) / name, asdict(self))
 
 
 def begin_report(config: RunConfig, *, run_id: str) -> RunReport:

@@ -29,6 +29,7 @@ from llmtuner.data.batches import Layout, StepBatches
 from llmtuner.data.collate import Batch
 from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import NonFiniteError
+from llmtuner.extras.files import follow_umask
 from llmtuner.train.checkpoint import CheckpointStore
 
 
@@ -84,6 +85,7 @@ class LlmTrainer(Trainer):
         self.shuffle = shuffle
         self.with_accuracy = with_accuracy
         self.supervised_tokens_seen = 0
+        self.tokens_seen_before = 0  # by the runs that this one resumes
 
     # ---- batches ----
 
@@ -344,6 +346,7 @@ class LlmTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, state_dict=state_dict)
         self.store.write_companions(folder)
+        follow_umask(folder)
 
 
 class EpochLoader(DataLoader):

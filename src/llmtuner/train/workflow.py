@@ -1,186 +1,18 @@
-"""The steps that every stage shares: build the trainer, run what was asked for, save, report."""
+"""What every stage does with a prepared run: train, evaluate, predict, save, report."""
 
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from datasets import Dataset
-from peft import PeftModel
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
-from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
-
-from llmtuner.data.build import BuiltData
-from llmtuner.data.collate import FlatCollator, PaddedCollator
-from llmtuner.extras.dist import agree, barrier
+from llmtuner.extras.dist import barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
-from llmtuner.extras.seed import seed_everything
-from llmtuner.hparams.config import RunConfig
-from llmtuner.model.adapters import write_base_record
-from llmtuner.model.attention import pick_attention, uses_flat_batches
-from llmtuner.model.gradient_checkpointing import (
-    enable_gradient_checkpointing,
-    pick_gradient_checkpointing,
-)
-from llmtuner.model.hub import locate_model
-from llmtuner.model.load import load_config
-from llmtuner.model.methods import METHODS
-from llmtuner.model.methods.lora import split_adapters
-from llmtuner.model.parameters import log_parameters, trainable_report
-from llmtuner.model.precision import Precision
-from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
-from llmtuner.train.checkpoint import CheckpointStore, read_manifest
-from llmtuner.train.companions import write_companions
-from llmtuner.train.hf_args import to_hf_args, to_precision
-from llmtuner.train.loggers import LOGGERS
-from llmtuner.train.optimizer import build_optimizer
-from llmtuner.train.output import Start
+from llmtuner.train.checkpoint import read_manifest
 from llmtuner.train.plots import plot_losses
-from llmtuner.train.predict import write_predictions
-from llmtuner.train.report import RunReport, begin_report, write_model_card, write_results
-from llmtuner.train.trainer import LlmTrainer, TrainData
+from llmtuner.train.prepare import Run
+from llmtuner.train.report import RunReport, write_model_card, write_results
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything a stage has prepared.
-
-    Attributes:
-        config: the resolved settings.
-        trainer: ready to train, evaluate and save.
-        trackers: closed at the end.
-        predict: answers the prompts of a data set and returns their number.
-        start: where training begins.
-        report: what is known so far.
-        started: monotonic clock at the start, seconds.
-    """
-
-    config: RunConfig
-    trainer: LlmTrainer
-    trackers: Sequence[TrackerCallback]
-    predict: Callable[[Dataset], int]
-    start: Start
-    report: RunReport
-    started: float
-
-
-def prepare_run(
-    config: RunConfig,
-    *,
-    start: Start,
-    tokenizer: PreTrainedTokenizerBase,
-    data: BuiltData,
-    stop_ids: Sequence[int],
-) -> Run:
-    """Load the model and wire the trainer.
-
-    Args:
-        config: the resolved settings.
-        start: what `check_output_dir` decided.
-        tokenizer: carries the chat template to save.
-        data: the data sets.
-        stop_ids: ids that end a turn.
-    """
-    started = time.monotonic()
-    precision = to_precision(config)
-    hf_args = to_hf_args(config, precision)  # before any weights: ZeRO-3 shards them while loading
-    run_id = agree(start.run_id or uuid.uuid4().hex[:12])
-    model, attention = _load(config, hf_args, precision, tokenizer)
-    parameters = trainable_report(model)
-    logger.info("%s", parameters)
-    report = replace(
-        begin_report(config, run_id=run_id),
-        data=data.report,
-        model={
-            "trainable_parameters": parameters.trainable,
-            "parameters": parameters.total,
-            "precision": precision.name,
-            "precision_reason": precision.reason,
-            "attention": attention,
-            "world_size": hf_args.world_size,
-        },
-    )
-    logger.info(
-        "Effective batch: %d per device x %d accumulated x %d processes = %d.",
-        hf_args.train_batch_size,
-        hf_args.gradient_accumulation_steps,
-        hf_args.world_size,
-        hf_args.train_batch_size * hf_args.gradient_accumulation_steps * hf_args.world_size,
-    )
-    store = CheckpointStore(
-        output_dir=start.output_dir,
-        run_id=run_id,
-        identity=_identity(config, hf_args, data),
-        keep=config.train.save_total_limit,
-        write_companions=_companions(config, model, tokenizer=tokenizer, stop_ids=stop_ids),
-    )
-    trackers = _trackers(config, start.output_dir)
-    predict = partial(
-        write_predictions,
-        model=model,
-        tokenizer=tokenizer,
-        generating=config.generating,
-        stop_ids=stop_ids,
-        use_kv_cache=config.model.use_kv_cache,
-        batch_size=config.train.per_device_eval_batch_size,
-        output_dir=start.output_dir,
-        precision=precision.autocast(hf_args.device.type),
-    )
-    trainer = LlmTrainer(
-        model=model,
-        args=hf_args,
-        data=_train_data(data, attention=attention, tokenizer=tokenizer),
-        tokenizer=tokenizer,
-        store=store,
-        optimizer=build_optimizer(config.method, model, hf_args),
-        shuffle=not config.finetuning.disable_shuffling,
-        with_accuracy=config.finetuning.compute_accuracy,
-        callbacks=[*_callbacks(config, start.output_dir), *trackers],
-    )
-    return Run(config, trainer, trackers, predict, start, report, started)
-
-
-def _load(
-    config: RunConfig,
-    hf_args: Seq2SeqTrainingArguments,
-    precision: Precision,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[PreTrainedModel | PeftModel, str]:
-    """Return the model, ready to train, and the attention it uses."""
-    device_type = hf_args.device.type
-    cutoff_len = config.data.cutoff_len
-    model_config = load_config(config.model, max_tokens=cutoff_len)
-    attention = pick_attention(config.model.flash_attn, device_type, config=model_config)
-    load_for_training = METHODS.get(config.finetuning.finetuning_type)
-    seed_everything(config.train.seed)  # adapters and new vocabulary rows start at random
-    model = load_for_training(
-        config.model,
-        config.method,
-        precision=precision,
-        attention=attention,
-        tokenizer=tokenizer,
-        max_tokens=cutoff_len,
-    )
-    choice = pick_gradient_checkpointing(
-        config.model, asked=config.train.gradient_checkpointing, device_type=device_type
-    )
-    logger.info("Gradient checkpointing %s: %s.", "on" if choice.enabled else "off", choice.reason)
-    if choice.enabled:
-        enable_gradient_checkpointing(model, use_reentrant=config.model.use_reentrant_gc)
-    if config.model.print_param_status:
-        log_parameters(model)
-    return model, attention
 
 
 def execute(run: Run) -> RunReport:
@@ -218,16 +50,16 @@ def _train(run: Run) -> dict[str, Any]:
     if run.start.checkpoint is not None:
         progress = (read_manifest(run.start.checkpoint) or {}).get("progress", {})
         trainer.supervised_tokens_seen = progress.get("supervised_tokens_seen", 0)
+        trainer.tokens_seen_before = progress.get("tokens_seen", 0)
     checkpoint = str(run.start.checkpoint) if run.start.checkpoint else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output_dir))
+    tokens_now = trainer.state.num_input_tokens_seen - trainer.tokens_seen_before
     metrics = {
         **result.metrics,
         "train_tokens_seen": trainer.state.num_input_tokens_seen,
         "train_supervised_tokens_seen": trainer.supervised_tokens_seen,
-        "train_tokens_per_second": round(
-            trainer.state.num_input_tokens_seen / result.metrics["train_runtime"], 3
-        ),
+        "train_tokens_per_second": round(tokens_now / result.metrics["train_runtime"], 3),
     }
     if _is_main():
         write_results(output_dir, "train", metrics)
@@ -247,78 +79,6 @@ def _predict(run: Run) -> dict[str, Any]:
     if _is_main():
         write_results(run.start.output_dir, "predict", results)
     return results
-
-
-def _companions(
-    config: RunConfig,
-    model: PreTrainedModel | PeftModel,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    stop_ids: Sequence[int],
-) -> Callable[[Path], None]:
-    """Return what completes a folder with weights: all that serving and checking need."""
-
-    def write(folder: Path) -> None:
-        write_companions(folder, tokenizer=tokenizer, model=model, stop_ids=stop_ids)
-        if isinstance(model, PeftModel):
-            merged, _ = split_adapters(config.model, config.lora)
-            write_base_record(
-                folder,
-                locate_model(config.model),
-                merged_adapters=merged,
-                name=str(config.model.model_name_or_path),
-            )
-
-    return write
-
-
-def _train_data(
-    data: BuiltData, *, attention: str, tokenizer: PreTrainedTokenizerBase
-) -> TrainData:
-    if uses_flat_batches(attention):
-        return TrainData(data.train, data.packs, data.evals, FlatCollator())
-    if data.packs is not None:
-        logger.warning("This model cannot take flat batches: samples are padded, not packed.")
-    return TrainData(data.train, None, data.evals, PaddedCollator(tokenizer.pad_token_id or 0))
-
-
-def _identity(
-    config: RunConfig, hf_args: Seq2SeqTrainingArguments, data: BuiltData
-) -> dict[str, Any]:
-    """Return what a resumed run must share with this one."""
-    return {
-        "model_name_or_path": config.model.model_name_or_path,
-        "stage": config.finetuning.stage,
-        "finetuning_type": config.finetuning.finetuning_type,
-        "seed": hf_args.seed,
-        "world_size": hf_args.world_size,
-        "per_device_train_batch_size": hf_args.per_device_train_batch_size,
-        "gradient_accumulation_steps": hf_args.gradient_accumulation_steps,
-        "data": {
-            name: [file["sha256"] for file in counts.get("files", [])]
-            for name, counts in data.report.get("datasets", {}).items()
-        },
-    }
-
-
-def _callbacks(config: RunConfig, output_dir: Path) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = [LogFileCallback(output_dir / "trainer_log.jsonl")]
-    if config.finetuning.early_stopping_steps is not None:
-        callbacks.append(EarlyStoppingCallback(config.finetuning.early_stopping_steps))
-    return callbacks
-
-
-def _trackers(config: RunConfig, output_dir: Path) -> list[TrackerCallback]:
-    folder = Path(config.train.logging_dir) if config.train.logging_dir else output_dir / "logs"
-    run_name = config.train.run_name or output_dir.name
-    return [
-        TrackerCallback(
-            name,
-            partial(LOGGERS.get(name), settings=config.to_dict(), folder=folder, run_name=run_name),
-        )
-        for name in config.train.report_to
-        if name != "none"
-    ]
 
 
 def _is_main() -> bool:

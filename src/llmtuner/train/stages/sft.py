@@ -6,8 +6,9 @@ from llmtuner.data.template import load_template
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
 from llmtuner.train.output import check_output_dir
+from llmtuner.train.prepare import prepare_run
 from llmtuner.train.report import RunReport, tokenized_report
-from llmtuner.train.workflow import execute, prepare_run
+from llmtuner.train.workflow import execute
 
 
 def run(config: RunConfig) -> RunReport:
