@@ -108,3 +108,26 @@ def test_zero_checkpoints_resume(model_dir: Path, data_dir: Path, tmp_path: Path
     train("4", "--overwrite_output_dir")
     train("6", "--resume_from_checkpoint", "true")
     assert losses(output_dir) == pytest.approx(golden, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_evaluation_alone_under_a_launcher(
+    model_dir: Path, data_dir: Path, tmp_path: Path, stage: str
+) -> None:
+    pytest.importorskip("deepspeed")
+    common = [
+        "src/train_bash.py", "--do_eval", "--do_predict", "--max_new_tokens", "2", "--no_bf16",
+        "--model_name_or_path", str(model_dir), "--dataset_dir", str(data_dir), "--dataset", "qa",
+    ]  # fmt: skip
+    single, double = tmp_path / "single", tmp_path / "double"
+    run([sys.executable, *common, "--output_dir", str(single)], cache=tmp_path / "cache")
+    launcher = ["deepspeed", "--num_gpus", "2", "--master_port", free_port()]
+    flags = ["--deepspeed", f"configs/ds_z{stage}.json", "--output_dir", str(double)]
+    run([*launcher, *common, *flags], cache=tmp_path / "cache")
+    seen = [
+        json.loads((folder / "eval_results.json").read_text())["eval_loss"]
+        for folder in (single, double)
+    ]
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+    predictions = (double / "generated_predictions.jsonl").read_text("utf-8").splitlines()
+    assert len(predictions) == 24

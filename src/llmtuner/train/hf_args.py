@@ -4,15 +4,20 @@ Must run before any weights are loaded: under ZeRO-3 the model has to be born sh
 transformers learns that from these arguments.
 """
 
+from pathlib import Path
+
 import torch
 import torch.distributed as dist
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.extras.env import announce_single_process
 from llmtuner.extras.errors import ConfigError
+from llmtuner.extras.files import read_json
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.precision import Precision, pick_precision
+
+_ZERO_SHARDS_WEIGHTS = 3
 
 logger = get_logger(__name__)
 
@@ -50,13 +55,26 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
         "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
         "disable_tqdm": config.train.other.get("disable_tqdm", False),
     }
+    deepspeed_file = _needed_deepspeed_file(config)
+    values = {**config.train.hf_values(), **ours, "deepspeed": deepspeed_file}
     try:
-        hf_args = Seq2SeqTrainingArguments(**{**config.train.hf_values(), **ours})
+        hf_args = Seq2SeqTrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"The training arguments were refused: {error}") from error
-    if config.train.deepspeed is not None:
+    if deepspeed_file is not None:
         _start_deepspeed(hf_args)
     return hf_args
+
+
+def _needed_deepspeed_file(config: RunConfig) -> str | None:
+    """Return the DeepSpeed file, unless the run only evaluates and the file shards no weights."""
+    path = config.train.deepspeed
+    if path is None or config.train.do_train:
+        return path
+    if read_json(Path(path)).get("zero_optimization", {}).get("stage") == _ZERO_SHARDS_WEIGHTS:
+        return path
+    logger.info("DeepSpeed is not used: without training there is nothing for it to shard.")
+    return None
 
 
 def _start_deepspeed(hf_args: Seq2SeqTrainingArguments) -> None:
