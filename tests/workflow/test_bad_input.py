@@ -148,3 +148,13 @@ def test_a_diverging_run_stops_before_the_weights_change(
         "--max_steps", "20", code=5,
     )  # fmt: skip
     assert "not finite" in capsys.readouterr().err
+
+
+def test_a_failed_upload_says_that_the_result_is_whole(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output_dir = train(
+        "--max_steps", "1", "--push_to_hub", "--hub_model_id", "nobody/nothing", code=6
+    )
+    assert "Trained and saved" in capsys.readouterr().err
+    assert json.loads((output_dir / "run.json").read_text("utf-8"))["status"] == "finished"

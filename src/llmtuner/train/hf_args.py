@@ -50,6 +50,7 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
         "use_cpu": config.train.use_cpu or not torch.cuda.is_available(),
         "report_to": [],  # our loggers never see the environment
         "save_total_limit": None,  # our rotation only removes this run's checkpoints
+        "push_to_hub": False,  # we upload once, at the end, when everything is on disk
         "remove_unused_columns": False,
         "label_names": ["targets"],
         "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away

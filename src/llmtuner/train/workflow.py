@@ -10,6 +10,7 @@ from llmtuner.extras.logs import get_logger
 from llmtuner.train.checkpoint import read_manifest
 from llmtuner.train.plots import plot_losses
 from llmtuner.train.prepare import Run
+from llmtuner.train.push import push_result
 from llmtuner.train.report import RunReport, write_model_card, write_results
 
 logger = get_logger(__name__)
@@ -41,6 +42,8 @@ def execute(run: Run) -> RunReport:
         if config.train.do_train:
             write_model_card(report)
         report.write()
+        if config.train.push_to_hub:
+            logger.info("Uploaded to %s.", push_result(run.start.output_dir, config.train))
     barrier()
     return report
 
