@@ -47,6 +47,7 @@ class StepBatches:
         shuffle: draw a new order every epoch; False keeps the file order.
         packs: sample numbers that go together; None when every sample is its own unit.
         lengths: tokens per unit, given to put units of like length into the same step.
+        drop_last: leave out the last step of an epoch when it is not full.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class StepBatches:
         shuffle: bool,
         packs: Sequence[Sequence[int]] | None = None,
         lengths: Sequence[int] | None = None,
+        drop_last: bool = False,
     ) -> None:
         self.layout = layout
         self.epoch = 0
         self._packs = packs
         self._num_units = num_samples if packs is None else len(packs)
+        self._drop_last = drop_last
         self._seed = seed
         self._shuffle = shuffle
         self._lengths = lengths
@@ -74,13 +77,15 @@ class StepBatches:
     def __len__(self) -> int:
         """Return the micro-batches of this rank in one epoch."""
         full_steps, rest = divmod(self._num_units, self.layout.step_size)
+        rest = 0 if self._drop_last else rest
         return full_steps * self.layout.accumulation_steps + self._passes(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield lists of sample numbers; a list may be empty in the last step of the epoch."""
         order = self._order()
         step_size = self.layout.step_size
-        for start in range(0, self._num_units, step_size):
+        rest = self._num_units % step_size if self._drop_last else 0
+        for start in range(0, self._num_units - rest, step_size):
             yield from self._deal(order[start : start + step_size])
 
     def _deal(self, units: np.ndarray) -> Iterator[list[int]]:

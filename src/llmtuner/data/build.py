@@ -16,7 +16,7 @@ from llmtuner.data.packing import fill_ratio, pack
 from llmtuner.data.stream import SampleStream, held_out_samples
 from llmtuner.data.token_store import Tokens
 from llmtuner.data.tokenise import Encoder, tokenise
-from llmtuner.data.tokenized import load_tokenized, save_tokenized, settings_of
+from llmtuner.data.tokenized import is_of_this_job, load_tokenized, save_tokenized, settings_of
 from llmtuner.extras.errors import DataError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
@@ -62,7 +62,7 @@ def build_datasets(
         return _build_stream(args, encode=encode, seed=seed, packing=packing)
     settings = settings_of(args, encode, seed)
     target = Path(args.tokenized_path) if args.tokenized_path else None
-    if target is not None and target.exists():
+    if target is not None and target.exists() and not is_of_this_job(target):
         parts, report = load_tokenized(target, settings)
     else:
         parts, report = _tokenise_all(args, encode=encode, seed=seed, for_training=for_training)
@@ -70,6 +70,12 @@ def build_datasets(
             save_tokenized(target, parts, settings=settings, report=report)
             return BuiltData(None, {}, None, report, saved_to=target)
     train = parts.pop("train", None)
+    if for_training and train is None:
+        raise DataError(
+            "There is no training set.",
+            where=str(target or args.dataset),
+            fix="name one with --dataset, or tokenise again with --do_train",
+        )
     evals = {name.removeprefix("validation").lstrip("_"): part for name, part in parts.items()}
     for name, part in {
         "training": train,

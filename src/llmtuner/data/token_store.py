@@ -8,6 +8,7 @@ a collective because one of them is still tokenising. A store that does not veri
 import hashlib
 import json
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock
 
+from llmtuner.extras.errors import StorageError
 from llmtuner.extras.files import read_json, sha256_of, sync_tree, write_json
 from llmtuner.extras.logs import get_logger
 
@@ -72,7 +74,7 @@ def load_or_build(
         build: yields the rows and fills the given dictionary with counts (JSON values).
         rebuild: ignore what is stored.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(folder.parent)
     with FileLock(str(folder) + ".lock"):
         if rebuild or not _is_whole(folder):
             _build(folder, build)
@@ -80,6 +82,19 @@ def load_or_build(
             logger.info("Tokenised rows found in %s.", folder)
         dataset = Dataset.from_file(str(folder / "rows.arrow"))
         return Tokens(dataset, read_json(folder / "counts.json"))
+
+
+def _make_room(parent: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"The folder for tokenised rows cannot be written: {error.strerror}.",
+            where=str(parent),
+            fix="name another one with the environment variable LLMTUNER_CACHE",
+        ) from error
 
 
 def _is_whole(folder: Path) -> bool:

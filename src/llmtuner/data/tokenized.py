@@ -1,14 +1,18 @@
 """`tokenized_path`: tokenised data that a user keeps, and that `datasets.load_from_disk` opens."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
+from filelock import FileLock
 
+from llmtuner.data.dataset_info import load_dataset_specs
 from llmtuner.data.token_store import content_key
 from llmtuner.data.tokenise import Encoder
+from llmtuner.extras.env import process_env
 from llmtuner.extras.errors import DataError
-from llmtuner.extras.files import read_json, write_json
+from llmtuner.extras.files import read_json, sha256_of, write_json
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
@@ -19,21 +23,44 @@ logger = get_logger(__name__)
 
 def settings_of(args: DataArgs, encode: Encoder, seed: int) -> dict[str, Any]:
     """Return what must not change between making tokenised data and using it."""
-    names = ("dataset", "eval_dataset", "max_samples", "val_size", "mix_strategy")
-    chosen = {name: vars(args)[name] for name in names}
-    settings = {**chosen, "interleave_probs": args.interleave_probs, "seed": seed}
+    names = (
+        "dataset", "eval_dataset", "max_samples", "val_size", "mix_strategy", "interleave_probs",
+        "eval_on_each_dataset", "encoding", "on_bad_row", "custom_formats",
+    )  # fmt: skip
+    settings = {name: _as_list(vars(args)[name]) for name in names} | {"seed": seed}
+    specs = load_dataset_specs(args, [*(args.dataset or ()), *(args.eval_dataset or ())])
+    settings["files"] = [sha256_of(path) for spec in specs for path in spec.files]
     return {"key": content_key({**settings, "encoder": encode.fingerprint()}), **settings}
 
 
 def save_tokenized(
     target: Path, parts: dict[str, Dataset], *, settings: dict[str, Any], report: dict[str, Any]
 ) -> None:
-    """Write the sets with what they were made from; a lone training set is no `DatasetDict`."""
+    """Write the sets with what they were made from; a lone training set is no `DatasetDict`.
+
+    The first process of a job writes, the others find the folder whole when they get the lock.
+    """
     columns = {name: part.remove_columns("row") for name, part in parts.items()}
     only = columns["train"] if set(columns) == {"train"} else DatasetDict(columns)
-    only.save_to_disk(str(target))
-    write_json(target / _SETTINGS, {"settings": settings, "report": report})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(target) + ".lock"):
+        if target.exists():
+            return
+        staging = target.with_name(f".{target.name}.staging")
+        shutil.rmtree(staging, ignore_errors=True)
+        only.save_to_disk(str(staging))
+        record = {"settings": settings, "report": report, "job": process_env().job_id}
+        write_json(staging / _SETTINGS, record)
+        staging.rename(target)
     logger.info("Tokenised data saved to %s; start again with the same settings to use it.", target)
+
+
+def is_of_this_job(target: Path) -> bool:
+    """Tell whether another process of this job has just written the folder."""
+    try:
+        return bool(read_json(target / _SETTINGS).get("job") == process_env().job_id)
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def load_tokenized(
@@ -55,8 +82,7 @@ def load_tokenized(
         changed = [
             name
             for name, value in settings.items()
-            if name != "key"
-            and str(stored["settings"].get(name)) not in (str(value), str(_as_list(value)))
+            if name != "key" and stored["settings"].get(name) != value
         ]
         raise DataError(
             "The tokenised data was made with other settings.",

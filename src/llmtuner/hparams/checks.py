@@ -132,6 +132,16 @@ def _streaming(config: RunConfig) -> Iterator[Problem]:
         problem = "With streaming, evaluation needs val_size as a count, or eval_dataset."
         names = ("streaming", "val_size", "eval_dataset")
         yield names, ConfigError(problem, got=f"val_size {data.val_size:g}", fix="--val_size 100")
+    without_effect = {
+        "mix_strategy": data.mix_strategy != "concat",
+        "tokenized_path": data.tokenized_path is not None,
+        "eval_on_each_dataset": data.eval_on_each_dataset,
+        "disable_shuffling": config.finetuning.disable_shuffling,
+    }
+    for name, is_on in without_effect.items():
+        if is_on:
+            problem = f"{name} has no effect on a stream."
+            yield ("streaming", name), ConfigError(problem, fix="leave out one of the two")
 
 
 def _mixing(config: RunConfig) -> Iterator[Problem]:

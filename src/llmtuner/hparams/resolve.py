@@ -91,6 +91,13 @@ def _what_to_do(config: RunConfig) -> RunConfig:
     if train.eval_strategy == "steps" and not train.eval_steps:
         reason = f"eval_steps is {train.logging_steps:g}, like logging_steps, as it was not given."
         config = _derive(config, "train", reason, eval_steps=train.logging_steps)
+    needs_metric = (
+        train.save_strategy == "best" or config.finetuning.early_stopping_steps is not None
+    )
+    if needs_metric and train.metric_for_best_model is None:
+        reason = "metric_for_best_model is eval_loss, the lower the better, as it was not given."
+        values = {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+        config = _derive(config, "train", reason, **values)
     return config
 
 

@@ -41,7 +41,7 @@ class TrainArgs:
     do_train: bool = arg(False, "Train.")
     do_eval: bool = arg(False, "Evaluate the loss.")
     do_predict: bool = arg(False, "Generate answers for the evaluation data.")
-    predict_with_generate: bool = arg(False, "Generate text when evaluating, and score it.")
+    predict_with_generate: bool = arg(False, "Write the model's own answers (with do_predict).")
     resume_from_checkpoint: bool | str | None = arg(
         None, "Checkpoint folder, or true for the newest. Unset: go on if there is one."
     )

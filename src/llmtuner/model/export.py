@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,11 @@ class ExportReport:
 
 
 def export_model(
-    model_args: ModelArgs, export_args: ExportArgs, *, template_text: str | None = None
+    model_args: ModelArgs,
+    export_args: ExportArgs,
+    *,
+    template_text: str | None = None,
+    stop_ids: Sequence[int] = (),
 ) -> ExportReport:
     """Merge the adapters into the base in float32, round once, and write the model.
 
@@ -66,6 +71,7 @@ def export_model(
         model_args: base and adapters.
         export_args: where to, and how.
         template_text: chat template without generation marks; None: the tokenizer's own.
+        stop_ids: ids that end a turn of that template; empty: those of base and adapters.
 
     Raises:
         ConfigError: the options cannot be exported, or `export_dir` is in use.
@@ -83,6 +89,8 @@ def export_model(
         tokenizer.chat_template = template_text
     model = _merge(model_args, export_args, adapters, dtype=dtype, num_tokens=len(tokenizer))
     _set_generation(model, [base, *adapters])
+    if stop_ids:
+        model.generation_config.eos_token_id = list(stop_ids)
     max_shard_size = f"{export_args.export_size}GB"
     num_files, num_bytes = _write(model, tokenizer, target, max_shard_size=max_shard_size)
     return ExportReport(

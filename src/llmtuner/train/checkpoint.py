@@ -6,12 +6,15 @@ rename is the commit point: a process killed at any moment leaves the earlier ch
 were. Old checkpoints are removed only after that, only those of the same run, never the best one.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from llmtuner.extras.dist import barrier
 from llmtuner.extras.env import process_env
@@ -68,7 +71,9 @@ class CheckpointStore:
             barrier()
             if process_env().rank == 0:
                 self._commit(staging, step, progress)
-        except OSError as error:
+        # torch's and safetensors' writers have errors of their own for a full disk
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
             raise StorageError(
                 f"The checkpoint of step {step} cannot be written: {error}.",
                 got=str(self.output_dir),
@@ -149,6 +154,8 @@ def verify_checkpoint(folder: Path) -> list[str]:
     if manifest is None or not isinstance(manifest.get("files"), dict):
         return [f"{folder / MANIFEST} is missing or damaged"]
     problems = []
+    if manifest.get("progress", {}).get("is_resumable") is False:
+        problems.append(f"{folder} holds no optimizer state (save_only_model)")
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -193,3 +200,38 @@ def newest_valid_checkpoint(output_dir: Path, run_id: str | None) -> Path | None
         got=all_problems,
         fix="restore a checkpoint, or start again with --overwrite_output_dir",
     )
+
+
+# A resumed run may differ in these; the optimizer and the schedule of the checkpoint go on.
+_FREE = (
+    "world_size",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+)
+
+
+def check_identity(checkpoint: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to go on with another model, method, data or seed than the checkpoint's.
+
+    Raises:
+        ModelError: names what differs, old → new.
+    """
+    before = (read_manifest(checkpoint) or {}).get("identity", {})
+    now = json.loads(json.dumps(identity))  # as it looks after a trip through the manifest
+    changed = {
+        name: f"{before[name]} → {now[name]}"
+        for name in now
+        if name in before and before[name] != now[name]
+    }
+    forbidden = [f"{name}: {change}" for name, change in changed.items() if name not in _FREE]
+    if forbidden:
+        raise ModelError(
+            "The checkpoint belongs to a run with other settings.",
+            where=str(checkpoint),
+            got=forbidden,
+            fix="resume with the settings of the checkpoint, or start over in another --output_dir",
+        )
+    for name, change in changed.items():
+        logger.warning("Resuming with another %s (%s).", name, change)

@@ -16,6 +16,17 @@ from llmtuner.train.checkpoint import (
 )
 
 RUN_FILE = "run.json"
+_RESULTS = (
+    "adapter_*",
+    "llmtuner_base.json",
+    "config.json",
+    "model*.safetensors*",
+    "*_results.json",
+    "generated_predictions*.jsonl",
+    "training_*.png",
+    "trainer_log.jsonl",
+    "trainer_state.json",
+)
 
 logger = get_logger(__name__)
 
@@ -77,6 +88,17 @@ def check_output_dir(train: TrainArgs) -> Start:
             fix="choose another --output_dir, or allow it with --overwrite_output_dir",
         )
     return Start(output_dir)
+
+
+def clear_results(output_dir: Path) -> None:
+    """Remove what an earlier run left at the top of the folder, so that nothing gets mixed.
+
+    An old adapter beside new weights would be loaded on top of them. Checkpoints stay.
+    """
+    for pattern in _RESULTS:
+        for path in output_dir.glob(pattern):
+            if path.is_file():
+                path.unlink()
 
 
 def _resume(output_dir: Path, checkpoint: Path) -> Start:

@@ -16,7 +16,10 @@ from llmtuner.extras.env import process_env
 from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.inference.generate import generate_texts, generation_config
 
-PREDICTIONS_FILE = "generated_predictions.jsonl"
+
+def predictions_file(output_dir: Path, name: str) -> Path:
+    """Return where the answers for an evaluation set go; the nameless one is the only set."""
+    return output_dir / f"generated_predictions{'_' if name else ''}{name}.jsonl"
 
 
 def write_predictions(
@@ -28,7 +31,7 @@ def write_predictions(
     stop_ids: Sequence[int],
     use_kv_cache: bool,
     batch_size: int,
-    output_dir: Path,
+    path: Path,
     precision: AbstractContextManager[object],
 ) -> int:
     """Answer the prompt of every sample and write one line for each; return their number.
@@ -44,13 +47,12 @@ def write_predictions(
         stop_ids: ids that end an answer.
         use_kv_cache: keep keys and values between tokens.
         batch_size: prompts per batch.
-        output_dir: gets the file.
+        path: the file to write.
         precision: the number type of the forward pass.
     """
     config = generation_config(
         generating, tokenizer=tokenizer, stop_ids=stop_ids, use_kv_cache=use_kv_cache
     )
-    path = output_dir / PREDICTIONS_FILE
     is_main = process_env().rank == 0
     model.eval()
     with path.open("w" if is_main else "a", encoding="utf-8") as file, precision:

@@ -3,12 +3,11 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     EarlyStoppingCallback,
@@ -37,7 +36,7 @@ from llmtuner.model.methods.lora import split_adapters
 from llmtuner.model.parameters import log_parameters, trainable_report
 from llmtuner.model.precision import Precision
 from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
-from llmtuner.train.checkpoint import CheckpointStore
+from llmtuner.train.checkpoint import CheckpointStore, check_identity
 from llmtuner.train.companions import write_companions
 from llmtuner.train.hf_args import to_hf_args, to_precision
 from llmtuner.train.loggers import LOGGERS
@@ -58,7 +57,7 @@ class Run:
         config: the resolved settings.
         trainer: ready to train, evaluate and save.
         trackers: closed at the end.
-        predict: answers the prompts of a data set and returns their number.
+        predict: answers the prompts of a data set into the file `path`; returns their number.
         start: where training begins.
         report: what is known so far.
         started: monotonic clock at the start, seconds.
@@ -67,7 +66,7 @@ class Run:
     config: RunConfig
     trainer: LlmTrainer
     trackers: Sequence[TrackerCallback]
-    predict: Callable[[Dataset], int]
+    predict: Callable[..., int]
     start: Start
     report: RunReport
     started: float
@@ -94,11 +93,14 @@ def prepare_run(
     precision = to_precision(config)
     hf_args = to_hf_args(config, precision)  # before any weights: ZeRO-3 shards them while loading
     run_id = agree(start.run_id or uuid.uuid4().hex[:12])
+    identity = _identity(config, hf_args, data)
+    if start.checkpoint is not None:
+        check_identity(start.checkpoint, identity)
     model, attention = _load_model(config, hf_args, precision, tokenizer)
     store = CheckpointStore(
         output_dir=start.output_dir,
         run_id=run_id,
-        identity=_identity(config, hf_args, data),
+        identity=identity,
         keep=config.train.save_total_limit,
         write_companions=_companions(config, model, tokenizer=tokenizer, stop_ids=stop_ids),
     )
@@ -110,7 +112,6 @@ def prepare_run(
         stop_ids=stop_ids,
         use_kv_cache=config.model.use_kv_cache,
         batch_size=config.train.per_device_eval_batch_size,
-        output_dir=start.output_dir,
         precision=precision.autocast(hf_args.device.type),
     )
     trackers = _trackers(config, start.output_dir)
@@ -223,7 +224,7 @@ def _train_data(
     if uses_flat_batches(attention):
         return TrainData(data.train, data.packs, data.evals, FlatCollator())
     if data.packs is not None:
-        logger.warning("This model cannot take flat batches: samples are padded, not packed.")
+        logger.warning("With this attention samples are padded, so they are not packed.")
     return TrainData(data.train, None, data.evals, PaddedCollator(tokenizer.pad_token_id or 0))
 
 
@@ -235,10 +236,13 @@ def _identity(
         "model_name_or_path": config.model.model_name_or_path,
         "stage": config.finetuning.stage,
         "finetuning_type": config.finetuning.finetuning_type,
+        "method": asdict(config.method),
         "seed": hf_args.seed,
         "world_size": hf_args.world_size,
         "per_device_train_batch_size": hf_args.per_device_train_batch_size,
         "gradient_accumulation_steps": hf_args.gradient_accumulation_steps,
+        "learning_rate": hf_args.learning_rate,
+        "lr_scheduler_type": str(config.train.lr_scheduler_type),
         "data": {
             name: [file["sha256"] for file in counts.get("files", [])]
             for name, counts in data.report.get("datasets", {}).items()

@@ -28,7 +28,7 @@ from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 from llmtuner.data.batches import Layout, StepBatches
 from llmtuner.data.collate import Batch
 from llmtuner.data.stream import SampleStream
-from llmtuner.extras.errors import NonFiniteError
+from llmtuner.extras.errors import ConfigError, NonFiniteError
 from llmtuner.extras.files import follow_umask
 from llmtuner.train.checkpoint import CheckpointStore
 
@@ -94,17 +94,18 @@ class LlmTrainer(Trainer):
         train = self.data.train
         assert train is not None, "train() needs a training set"
         if isinstance(train, SampleStream):
-            return self._loader(train, batch_size=self.args.train_batch_size)
+            return self._loader(train, batch_size=self._train_batch_size)
         by_length = self.args.train_sampling_strategy == "group_by_length"
         batches = StepBatches(
             len(train),
             layout=self._layout(
-                self.args.train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
+                self._train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
             ),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=self.shuffle and self.args.train_sampling_strategy != "sequential",
             packs=self.data.packs,
             lengths=_lengths(train) if by_length and self.data.packs is None else None,
+            drop_last=self.args.dataloader_drop_last,
         )
         return self._loader(train, batch_sampler=batches)
 
@@ -133,6 +134,8 @@ class LlmTrainer(Trainer):
             collate_fn=self.data.collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
             **how,
         )
 
@@ -233,6 +236,40 @@ class LlmTrainer(Trainer):
             torch.distributed.all_reduce(value)
         return value
 
+    # ---- optimizer ----
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer.
+
+        Raises:
+            ConfigError: it needs a library that is not installed, or other arguments.
+        """
+        try:
+            return super().create_optimizer(model)
+        except (ImportError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"The optimizer cannot be made: {error}",
+                where="--optim",
+                got=str(self.args.optim),
+                fix="install what it names, give --optim_args, or use adamw_torch",
+            ) from error
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the learning rate schedule.
+
+        Raises:
+            ConfigError: it needs other arguments.
+        """
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"The learning rate schedule cannot be made: {error}",
+                where="--lr_scheduler_type",
+                got=str(self.args.lr_scheduler_type),
+                fix="give its arguments with --lr_scheduler_kwargs, or use cosine or linear",
+            ) from error
+
     # ---- evaluation ----
 
     def evaluate(
@@ -243,14 +280,22 @@ class LlmTrainer(Trainer):
     ) -> dict[str, float]:
         """Return loss, perplexity and speed over every trained token of the evaluation data.
 
-        Several sets give `eval_<name>_loss` each.
+        Several sets give `eval_<name>_loss` each, and `eval_loss` over all their tokens.
         """
         data = self.data.evals if eval_dataset is None else eval_dataset
         named = data if isinstance(data, Mapping) else {"": data}
         metrics: dict[str, float] = {}
+        together = torch.zeros(3, dtype=torch.float64)
         for name, dataset in named.items():
             prefix = f"{metric_key_prefix}_{name}" if name else metric_key_prefix
-            metrics.update(self._evaluate_one(dataset, prefix=prefix))
+            started = time.monotonic()
+            sums = self._evaluate_one(dataset)
+            seconds = time.monotonic() - started
+            together += sums
+            metrics |= self._metrics_of(sums, prefix=prefix)
+            metrics[f"{prefix}_runtime"] = round(seconds, 4)
+            metrics[f"{prefix}_samples_per_second"] = round(len(dataset) / max(seconds, 1e-9), 3)
+        metrics |= self._metrics_of(together, prefix=metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -258,26 +303,25 @@ class LlmTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def _evaluate_one(self, dataset: Dataset, *, prefix: str) -> dict[str, float]:
-        started = time.monotonic()
+    def _evaluate_one(self, dataset: Dataset) -> torch.Tensor:
+        """Return [3] float64: summed loss, trained tokens and right guesses, over all ranks."""
         model = self._model_for_evaluation()
         model.eval()
-        sums = torch.zeros(3, dtype=torch.float64)  # loss, tokens, right guesses
-        loader = self.get_eval_dataloader(dataset)
-        for inputs in loader:
+        sums = torch.zeros(3, dtype=torch.float64)
+        for inputs in self.get_eval_dataloader(dataset):
             sums += self._evaluate_batch(model, self._prepare_inputs(inputs)).cpu()
             self.control = self.callback_handler.on_prediction_step(
                 self.args, self.state, self.control
             )
-        loss, tokens, right = self._sum_over_ranks(sums.to(self.args.device)).tolist()
-        seconds = time.monotonic() - started
+        return self._sum_over_ranks(sums.to(self.args.device)).cpu()
+
+    def _metrics_of(self, sums: torch.Tensor, *, prefix: str) -> dict[str, float]:
+        loss, tokens, right = sums.tolist()
         mean = loss / max(tokens, 1)
         metrics = {
             f"{prefix}_loss": mean,
             f"{prefix}_perplexity": math.exp(min(mean, 700.0)),
             f"{prefix}_supervised_tokens": int(tokens),
-            f"{prefix}_runtime": round(seconds, 4),
-            f"{prefix}_samples_per_second": round(len(dataset) / max(seconds, 1e-9), 3),
         }
         if self.with_accuracy:
             metrics[f"{prefix}_accuracy"] = right / max(tokens, 1)
@@ -318,6 +362,7 @@ class LlmTrainer(Trainer):
             "tokens_seen": self.state.num_input_tokens_seen,
             "supervised_tokens_seen": self.supervised_tokens_seen,
             "epoch": self.state.epoch,
+            "is_resumable": not self.args.save_only_model,
         }
         with self.store.stage(step, progress) as folder:
             self.save_model(str(folder), _internal_call=True)
@@ -325,13 +370,32 @@ class LlmTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_scaler(str(folder))
                 self._save_rng_state(str(folder))
-            if self.state.best_global_step:
-                best = self.store.path_of(self.state.best_global_step)
-                self.state.best_model_checkpoint = str(best)
+            best = self.state.best_global_step
+            if best and (best == step or self.store.path_of(best).is_dir()):
+                self.state.best_model_checkpoint = str(self.store.path_of(best))
             if self.args.should_save:
                 self._record_callbacks()
                 self.state.save_to_json(str(folder / "trainer_state.json"))
         self.store.rotate(newest=step, best=self.state.best_global_step)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Tell whether this evaluation is the best so far, and save it if it is to be kept.
+
+        Raises:
+            ConfigError: `metric_for_best_model` names no metric of this run.
+        """
+        try:
+            is_best = super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            raise ConfigError(
+                "There is no such metric.",
+                where="--metric_for_best_model",
+                got=self.args.metric_for_best_model,
+                allowed=sorted(name for name in metrics if name != "epoch"),
+            ) from error
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True  # whatever save_steps says: it is wanted at the end
+        return is_best
 
     def _record_callbacks(self) -> None:
         for callback in [*self.callback_handler.callbacks, self.control]:

@@ -8,7 +8,9 @@ from llmtuner.extras.dist import barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.train.checkpoint import read_manifest
+from llmtuner.train.output import clear_results
 from llmtuner.train.plots import plot_losses
+from llmtuner.train.predict import predictions_file
 from llmtuner.train.prepare import Run
 from llmtuner.train.push import push_result
 from llmtuner.train.report import RunReport, write_model_card, write_results
@@ -21,6 +23,8 @@ def execute(run: Run) -> RunReport:
     config, trainer = run.config, run.trainer
     barrier()  # every rank has looked at the output folder before rank 0 changes it
     if _is_main():
+        if config.train.do_train and run.start.checkpoint is None:
+            clear_results(run.start.output_dir)
         run.report.write()
     metrics: dict[str, Any] = {}
     if config.train.do_train:
@@ -72,7 +76,10 @@ def _train(run: Run) -> dict[str, Any]:
 
 def _predict(run: Run) -> dict[str, Any]:
     started = time.monotonic()
-    count = sum(run.predict(dataset) for dataset in run.trainer.data.evals.values())
+    count = sum(
+        run.predict(dataset, path=predictions_file(run.start.output_dir, name))
+        for name, dataset in run.trainer.data.evals.items()
+    )
     seconds = time.monotonic() - started
     results = {
         "predict_samples": count,

@@ -14,13 +14,19 @@ def run(argv: Sequence[str]) -> int:
     from llmtuner.model.export import export_model
     from llmtuner.model.tokenizer import load_tokenizer
 
-    template_text = None
+    template = None
     if config.data.template is not None:
-        tokenizer = load_tokenizer(config.model)
-        template_text = load_template(
-            config.data.template, tokenizer, default_system=config.data.default_system
-        ).serving_text()
-    report = export_model(config.model, config.export, template_text=template_text)
+        template = load_template(
+            config.data.template,
+            load_tokenizer(config.model),
+            default_system=config.data.default_system,
+        )
+    report = export_model(
+        config.model,
+        config.export,
+        template_text=template.serving_text() if template else None,
+        stop_ids=template.stop_ids if template else (),
+    )
     print(
         f"Exported {report.num_parameters:,} parameters in {report.dtype} "
         f"({report.num_bytes / 1e6:.0f} MB in {report.num_files} files) to {report.export_dir}"

@@ -2,6 +2,7 @@
 
 from llmtuner.data.build import build_datasets
 from llmtuner.data.encoders import TextEncoder
+from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
 from llmtuner.train.output import check_output_dir
@@ -12,6 +13,12 @@ from llmtuner.train.workflow import execute
 
 def run(config: RunConfig) -> RunReport:
     """Check the output folder, encode the data, load the model, train, evaluate, save, report."""
+    if config.train.do_predict:
+        raise ConfigError(
+            "Predicting needs questions and answers, and stage pt reads plain texts.",
+            where="--do_predict",
+            fix="use --do_eval for the loss and perplexity",
+        )
     start = check_output_dir(config.train)
     tokenizer = load_tokenizer(config.model)
     data = build_datasets(

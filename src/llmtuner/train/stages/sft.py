@@ -3,6 +3,7 @@
 from llmtuner.data.build import build_datasets
 from llmtuner.data.encoders import ConversationEncoder
 from llmtuner.data.template import load_template
+from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
 from llmtuner.train.output import check_output_dir
@@ -13,6 +14,12 @@ from llmtuner.train.workflow import execute
 
 def run(config: RunConfig) -> RunReport:
     """Check the output folder, encode the data, load the model, train, evaluate, save, report."""
+    if config.train.do_predict and config.data.train_on_prompt:
+        raise ConfigError(
+            "With train_on_prompt nothing tells the question from the answer when predicting.",
+            where="--do_predict",
+            fix="predict in a run of its own, without --train_on_prompt",
+        )
     start = check_output_dir(config.train)
     tokenizer = load_tokenizer(config.model)
     template = load_template(
