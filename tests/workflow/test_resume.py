@@ -111,3 +111,45 @@ def test_an_evaluation_keeps_the_record_of_the_training(
     assert main(argv) == 0
     assert read_json(output_dir / "run.json") == before
     assert read_json(output_dir / "eval_run.json")["metrics"]["eval_loss"] > 0
+
+
+def test_the_best_checkpoint_is_saved_and_kept(train: Train) -> None:
+    output_dir = train(
+        "--finetuning_type", "full", "--val_size", "4", "--eval_strategy", "steps", "--eval_steps",
+        "1", "--save_steps", "4", "--max_steps", "8", "--load_best_model_at_end",
+        "--learning_rate", "0.15", "--save_total_limit", "1",
+    )  # fmt: skip
+    state = read_json(output_dir / "trainer_state.json")
+    evaluated = {e["step"]: e["eval_loss"] for e in state["log_history"] if "eval_loss" in e}
+    best = min(evaluated, key=lambda step: evaluated[step])
+    assert Path(state["best_model_checkpoint"]).name == f"checkpoint-{best}"
+    weights = "model.safetensors"
+    saved = (output_dir / weights).read_bytes()
+    assert saved == (output_dir / f"checkpoint-{best}" / weights).read_bytes()
+
+
+def test_starting_over_leaves_no_old_results(train: Train) -> None:
+    output_dir = train("--val_size", "4", "--do_eval", "--max_steps", "2")
+    train("--max_steps", "2", "--overwrite_output_dir", "--finetuning_type", "full")
+    assert (output_dir / "model.safetensors").is_file()
+    assert not (output_dir / "adapter_model.safetensors").exists()
+    assert "eval_loss" not in read_json(output_dir / "all_results.json")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--dataset", "few"], ["--lora_rank", "2"], ["--finetuning_type", "full"]]
+)
+def test_other_settings_are_not_resumed(
+    train: Train, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--max_steps", "2", "--save_steps", "1")
+    train("--max_steps", "4", "--resume_from_checkpoint", "true", *flags, code=4)
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_weights_without_optimizer_are_not_resumed(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("--max_steps", "2", "--save_steps", "1", "--save_only_model")
+    train("--max_steps", "4", "--resume_from_checkpoint", "true", code=4)
+    assert "save_only_model" in capsys.readouterr().err

@@ -85,6 +85,12 @@ def encode_conversation(
         DataError: tools or arguments are not JSON.
     """
     messages, tools = conversation.messages, conversation.tools
+    if any(message.role == "text" for message in messages):
+        raise DataError(
+            "This row is a plain text, without a question and an answer.",
+            fix="use --stage pt, or name the columns of questions and answers",
+            where=conversation.source,
+        )
     trained = [n for n, message in enumerate(messages) if message.train]
     if mask_history:
         last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=-1)

@@ -57,8 +57,9 @@ def save_tokenized(
 
 def is_of_this_job(target: Path) -> bool:
     """Tell whether another process of this job has just written the folder."""
+    job_id = process_env().job_id
     try:
-        return bool(read_json(target / _SETTINGS).get("job") == process_env().job_id)
+        return job_id != "" and read_json(target / _SETTINGS).get("job") == job_id
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -13,7 +13,7 @@ class ProcessEnv:
         rank: number of this process in the job, 0 without a launcher.
         local_rank: number of this process on its host.
         world_size: processes in the job, 1 without a launcher.
-        job_id: the same for all processes that one launcher started.
+        job_id: the same for all processes that one launcher started; empty for a single one.
         cache_dir: where tokenised data is kept between runs.
         use_modelscope: prefer the ModelScope hub over the Hugging Face hub.
     """
@@ -30,13 +30,12 @@ def process_env() -> ProcessEnv:
     """Read the environment of this process."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache_dir = os.environ.get("LLMTUNER_CACHE") or f"{base}/llmtuner"
-    # without a launcher every process is a job of its own
-    owner = os.getppid() if "WORLD_SIZE" in os.environ else os.getpid()
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return ProcessEnv(
         rank=int(os.environ.get("RANK", "0")),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        job_id=f"{os.uname().nodename}-{owner}",
+        job_id=f"{os.uname().nodename}-{os.getppid()}" if is_launched else "",
         cache_dir=Path(cache_dir).expanduser(),
         use_modelscope=os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("1", "true", "y"),
     )

@@ -51,7 +51,8 @@ class LlmtunerError(Exception):
             allowed = self.allowed if is_text else ", ".join(str(name) for name in self.allowed)
             parts.append(f"Allowed: {allowed}.")
         if self.fix:
-            parts.append(f"Fix: {self.fix.rstrip('.')}.")
+            end = "" if self.fix.endswith(("?", ".")) else "."
+            parts.append(f"Fix: {self.fix}{end}")
         return " ".join(parts)
 
     def at(self, where: str) -> "LlmtunerError":

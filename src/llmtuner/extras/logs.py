@@ -1,6 +1,7 @@
 """Log lines for people: one logger tree, rank 0 speaks, warnings stand out."""
 
 import logging
+import sys
 import warnings
 
 from rich.console import Console
@@ -20,10 +21,7 @@ def set_up_logs(*, debug: bool = False) -> None:
     """Send the package's log lines to stderr; ranks above 0 only speak when something is wrong."""
     logger = logging.getLogger("llmtuner")
     logger.handlers.clear()
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=False, markup=False, log_time_format="[%X]"
-    )
-    logger.addHandler(handler)
+    logger.addHandler(_handler())
     logger.propagate = False
     level = logging.DEBUG if debug else logging.INFO
     logger.setLevel(level if process_env().rank == 0 else logging.WARNING)
@@ -31,9 +29,24 @@ def set_up_logs(*, debug: bool = False) -> None:
         _quiet_libraries()
 
 
+def _handler() -> logging.Handler:
+    """Colour and wrapping for people at a terminal; one plain line each for files and pipes."""
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        return RichHandler(console=console, show_path=False, markup=False, log_time_format="[%X]")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s", "%H:%M:%S"))
+    return handler
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def _quiet_libraries() -> None:
     """Hide what other libraries tell their own developers; their errors stay."""
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        # a filter, since some of them set their own level when they are imported
+        logging.getLogger(name).addFilter(_errors_only)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

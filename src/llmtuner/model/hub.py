@@ -36,7 +36,9 @@ def locate_model(args: ModelArgs, *, weights: bool = True) -> Path:
         raise ConfigError(
             "No base model was named.", fix="give --model_name_or_path a folder or a hub name"
         )
-    return locate(args.model_name_or_path, args, weights=weights)
+    folder = locate(args.model_name_or_path, args, weights=weights)
+    _check_is_model(folder)
+    return folder
 
 
 def locate(name: str, args: ModelArgs, *, weights: bool = True) -> Path:
@@ -58,6 +60,16 @@ def locate(name: str, args: ModelArgs, *, weights: bool = True) -> Path:
     if process_env().use_modelscope:
         return _from_modelscope(name, args, patterns)
     return _from_hugging_face(name, args, patterns)
+
+
+def _check_is_model(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            "This folder holds an adapter, not a model.",
+            got=str(folder),
+            fix="give it as --adapter_name_or_path beside its base model, or merge it first with "
+            "`llmtuner export`",
+        )
 
 
 def spellings(name: str) -> list[Path]:

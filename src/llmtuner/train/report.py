@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llmtuner import __version__
 from llmtuner.data.build import BuiltData
 from llmtuner.extras.files import read_json, write_json, write_text
 from llmtuner.hparams.config import RunConfig
@@ -80,7 +81,7 @@ def begin_report(config: RunConfig, *, run_id: str) -> RunReport:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that are installed."""
-    versions = {"python": platform.python_version()}
+    versions = {"llmtuner": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
             versions[name] = metadata.version(name)
@@ -125,7 +126,7 @@ def write_model_card(report: RunReport) -> None:
         "`run.json`.",
         "",
         *(["| metric | value |", "|-|-|", *results, ""] if results else []),
-        "The model can be wrong. It gives no medical advice; ask a doctor.",
+        "The model can be wrong: check what it says before you rely on it.",
         "",
     ]
     write_text(Path(report.output_dir) / "README.md", "\n".join(lines))

@@ -30,7 +30,10 @@ from llmtuner.data.collate import Batch
 from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import ConfigError, NonFiniteError
 from llmtuner.extras.files import follow_umask
+from llmtuner.extras.logs import get_logger
 from llmtuner.train.checkpoint import CheckpointStore
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,14 @@ class LlmTrainer(Trainer):
         Raises:
             ConfigError: it needs other arguments.
         """
+        total = kwargs.get("num_training_steps", args[0] if args else 0)
+        warmup = self.args.get_warmup_steps(total)
+        if total and warmup >= total:
+            logger.warning(
+                "The learning rate rises for %d steps, but the run has only %d: it never reaches "
+                "%g. Lower --warmup_steps.",
+                *(warmup, total, self.args.learning_rate),
+            )
         try:
             return super().create_scheduler(*args, **kwargs)
         except (ValueError, TypeError) as error:

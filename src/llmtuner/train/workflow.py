@@ -30,7 +30,7 @@ def execute(run: Run) -> RunReport:
     if config.train.do_train:
         metrics |= _train(run)
     if config.train.do_eval:
-        results = trainer.evaluate()
+        results = _last_evaluation(run) or trainer.evaluate()
         metrics |= results
         if _is_main():
             write_results(run.start.output_dir, "eval", results)
@@ -72,6 +72,17 @@ def _train(run: Run) -> dict[str, Any]:
         write_results(output_dir, "train", metrics)
         trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
     return metrics
+
+
+def _last_evaluation(run: Run) -> dict[str, Any] | None:
+    """Return the metrics of the last step if it was evaluated and its weights are still there."""
+    state = run.trainer.state
+    if not run.config.train.do_train or run.config.train.load_best_model_at_end:
+        return None
+    for entry in reversed(state.log_history):
+        if entry["step"] == state.global_step and "eval_loss" in entry:
+            return {name: value for name, value in entry.items() if name != "step"}
+    return None
 
 
 def _predict(run: Run) -> dict[str, Any]:

@@ -65,15 +65,15 @@ def test_being_alone_is_announced_without_overruling_a_launcher(
         ({"LLMTUNER_CACHE": "/c/mine"}, "/c/mine"),
         ({"XDG_CACHE_HOME": "/x"}, "/x/llmtuner"),
         ({"LLMTUNER_CACHE": "/c", "XDG_CACHE_HOME": "/x"}, "/c"),
-        ({"LLMTUNER_CACHE": "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/llmtuner"),
-        ({}, "/home/me/.cache/llmtuner"),
-        ({"LLMTUNER_CACHE": "~/data"}, "/home/me/data"),
+        ({"LLMTUNER_CACHE": "", "XDG_CACHE_HOME": ""}, "/nowhere/me/.cache/llmtuner"),
+        ({}, "/nowhere/me/.cache/llmtuner"),
+        ({"LLMTUNER_CACHE": "~/data"}, "/nowhere/me/data"),
     ],
 )
 def test_the_cache_folder_follows_the_environment(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/nowhere/me")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert process_env().cache_dir == Path(folder)
@@ -137,13 +137,16 @@ def test_a_quiet_rank_still_warns(
 
 
 @pytest.mark.usefixtures("package_logger")
-def test_libraries_are_quiet_unless_debugging() -> None:
+def test_libraries_are_quiet_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     library = logging.getLogger("filelock")
-    library.setLevel(logging.NOTSET)
+    monkeypatch.setattr(library, "filters", [])
+    warning = logging.LogRecord("filelock", logging.WARNING, "", 0, "chatter", None, None)
+    error = logging.LogRecord("filelock", logging.ERROR, "", 0, "trouble", None, None)
     set_up_logs(debug=True)
-    assert library.level == logging.NOTSET
+    assert library.filter(warning)
     set_up_logs()
-    assert library.level == logging.ERROR
+    assert not library.filter(warning)
+    assert library.filter(error)
 
 
 def test_without_a_group_nobody_is_waited_for_and_the_value_is_ones_own() -> None:

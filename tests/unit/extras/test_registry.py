@@ -62,7 +62,7 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         make().get("alfa")
     assert str(caught.value) == (
-        "Unknown thing. Got: 'alfa'. Allowed: alpha, beta, broken. Fix: did you mean alpha?."
+        "Unknown thing. Got: 'alfa'. Allowed: alpha, beta, broken. Fix: did you mean alpha?"
     )
 
 

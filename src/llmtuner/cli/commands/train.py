@@ -15,4 +15,7 @@ def run(argv: Sequence[str]) -> int:
     report = STAGES.get(config.finetuning.stage)(config)
     if report.status == "finished":
         print(f"Done in {report.wall_time_s:.0f} s. Everything is in {report.output_dir}")
+        for name in ("train_loss", "eval_loss", "eval_perplexity"):
+            if name in report.metrics:
+                print(f"  {name}: {report.metrics[name]:.4f}")
     return 0
