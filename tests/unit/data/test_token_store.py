@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from filelock import FileLock, Timeout
 
+from llmtuner.data import token_store
 from llmtuner.data.token_store import TokenRow, content_key, load_or_build
 
 ROWS = [TokenRow([n, n + 1], [-100, n + 1], f"f.json#{n}", n) for n in range(5)]
@@ -171,11 +173,28 @@ def test_a_second_process_waits_for_the_first_and_builds_nothing(folder: Path) -
 
     first = in_child(lambda: load_or_build(folder, build=slowly, rebuild=False))
     os.read(started_read, 1)  # the first one is building, so it has the lock
-    second = in_child(lambda: load_or_build(folder, build=never, rebuild=False))
-    assert os.waitpid(second, os.WNOHANG) == (0, 0)
+    state_read, state_write = os.pipe()
+
+    class TellingLock(FileLock):
+        """Tells whether the lock is free before it waits."""
+
+        def __enter__(self) -> Self:
+            try:
+                self.acquire(timeout=0)
+            except Timeout:
+                os.write(state_write, b"waits")
+                self.acquire()
+            return self
+
+    def build_second() -> None:
+        token_store.FileLock = TellingLock  # type: ignore[misc]
+        load_or_build(folder, build=never, rebuild=False)
+
+    second = in_child(build_second)
+    os.close(state_write)
+    state = os.read(state_read, 5)  # nothing, if the second one ends without waiting
     os.write(go_write, b"1")
-    assert exit_code(first) == 0
-    assert exit_code(second) == 0
+    assert (state, exit_code(first), exit_code(second)) == (b"waits", 0, 0)
     unused = Builder()
     assert rows_of(folder, unused) == ROWS
     assert unused.calls == 0
