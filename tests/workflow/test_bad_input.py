@@ -158,3 +158,14 @@ def test_a_failed_upload_says_that_the_result_is_whole(
     )
     assert "Trained and saved" in capsys.readouterr().err
     assert json.loads((output_dir / "run.json").read_text("utf-8"))["status"] == "finished"
+
+
+def test_training_never_writes_over_the_model_it_starts_from(
+    base: list[str], model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in model_dir.iterdir())
+    flags = ["--output_dir", str(model_dir), "--overwrite_output_dir"]
+    code, message = fails([*base, *flags], capsys)
+    assert code == 2
+    assert "starts from" in message
+    assert sorted(path.name for path in model_dir.iterdir()) == before

@@ -4,6 +4,7 @@ The stream has no end, so `max_steps` decides how long training is. Every rank r
 keeps its own share; a rank never waits for another one.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -65,7 +66,7 @@ class SampleStream(IterableDataset[TrainRow | list[TrainRow]]):
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         env = process_env()
         share, shares = env.rank * num_workers + worker_id, env.world_size * num_workers
-        for epoch in iter(int, 1):  # no end
+        for epoch in itertools.count():
             num_samples = 0
             for unit in self._epoch(epoch, share=share, shares=shares):
                 num_samples += 1

@@ -19,6 +19,17 @@ def check(config: RunConfig, deepspeed: DeepspeedFile | None = None) -> list[Pro
     return found
 
 
+def _output_is_no_input(config: RunConfig) -> Iterator[Problem]:
+    """Training writes weights into output_dir and clears old ones: never those it starts from."""
+    output_dir = config.train.output_dir
+    inputs = (config.model.model_name_or_path, *(config.model.adapter_name_or_path or ()))
+    for path in filter(None, inputs if config.train.do_train and output_dir else ()):
+        if Path(path).expanduser().resolve() == Path(str(output_dir)).expanduser().resolve():
+            problem = "output_dir is the folder of the model or adapter that training starts from."
+            fix = "write to another --output_dir"
+            yield ("output_dir", "model_name_or_path"), ConfigError(problem, got=path, fix=fix)
+
+
 def _model(config: RunConfig) -> Iterator[Problem]:
     if not config.model.model_name_or_path:
         yield _missing("model_name_or_path", "a folder or hub name of the base model")
@@ -224,7 +235,7 @@ def _is_file(name: str, path: str) -> Problem:
 
 _Check = Callable[[RunConfig], Iterator[Problem]]
 _CHECKS: Mapping[str, tuple[_Check, ...]] = {
-    "train": (_model, _quantization, _job, _precision, _data, _evaluation),
+    "train": (_model, _output_is_no_input, _quantization, _job, _precision, _data, _evaluation),
     "export": (_model, _export),
     "chat": (_model, _quantization),
     "eval": (_model, _quantization, _benchmark),
