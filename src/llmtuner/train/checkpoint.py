@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from llmtuner.extras.logs import get_logger
 
 MANIFEST = "MANIFEST.json"
 _FORMAT_VERSION = 1
+_REPLACED = ".replaced-"
 
 logger = get_logger(__name__)
 
@@ -64,7 +66,8 @@ class CheckpointStore:
         staging = self.output_dir / f".staging-{step}-{self.run_id}"
         try:
             if process_env().rank == 0:
-                shutil.rmtree(staging, ignore_errors=True)  # left by a killed save of this run
+                for left in self.output_dir.glob(f".staging-*-{self.run_id}"):
+                    shutil.rmtree(left, ignore_errors=True)  # by a killed save of this run
                 staging.mkdir(parents=True)
             barrier()
             yield staging
@@ -101,19 +104,30 @@ class CheckpointStore:
         write_json(staging / MANIFEST, manifest)
         sync_tree(staging)
         target = self.path_of(step)
-        if target.exists():
-            self._move_aside(target)
+        replaced = self._make_way(target, step)
         staging.rename(target)
         sync_folder(self.output_dir)
+        if replaced is not None:
+            shutil.rmtree(replaced)
 
-    def _move_aside(self, target: Path) -> None:
-        """Make room for a step that is trained again; a folder that is not ours is kept."""
-        if read_manifest(target) is not None:
-            shutil.rmtree(target)
-            return
-        aside = target.with_name(f"before-{self.run_id}-{target.name}")
+    def _make_way(self, target: Path, step: int) -> Path | None:
+        """Move aside what has this step's name; return it if it is this run's, to be removed.
+
+        What another run or another program wrote is kept under a name of its own.
+        """
+        if not target.exists():
+            return None
+        manifest = read_manifest(target)
+        if manifest is not None and manifest.get("run_id") == self.run_id:
+            replaced = self.output_dir / f"{_REPLACED}{step}-{self.run_id}"
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
+            return replaced
+        names = (f"before-{self.run_id}-{target.name}{'-' * bool(n)}{n or ''}" for n in count())
+        aside = next(path for path in map(self.output_dir.joinpath, names) if not path.exists())
         target.rename(aside)
-        logger.warning("%s was not written by llmtuner; it is kept as %s.", target, aside)
+        logger.warning("%s belongs to another run; it is kept as %s.", target, aside)
+        return None
 
     def rotate(self, *, newest: int, best: int | None) -> None:
         """Remove this run's checkpoints beyond the newest `keep`, but never the best one."""
@@ -151,12 +165,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def verify_checkpoint(folder: Path) -> list[str]:
     """Compare a checkpoint with its manifest; return what is wrong, nothing when it is whole."""
     manifest = read_manifest(folder)
-    if manifest is None or not isinstance(manifest.get("files"), dict):
+    files = manifest.get("files") if manifest is not None else None
+    if not isinstance(files, dict) or not files or not all(map(_is_entry, files.values())):
         return [f"{folder / MANIFEST} is missing or damaged"]
     problems = []
-    if manifest.get("progress", {}).get("is_resumable") is False:
+    progress = manifest.get("progress") if manifest is not None else None
+    if isinstance(progress, dict) and progress.get("is_resumable") is False:
         problems.append(f"{folder} holds no optimizer state (save_only_model)")
-    for name, expected in manifest["files"].items():
+    for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{path} is missing")
@@ -166,6 +182,23 @@ def verify_checkpoint(folder: Path) -> list[str]:
         elif sha256_of(path) != expected["sha256"]:
             problems.append(f"{path} is damaged: its sha256 is not the one in the manifest")
     return problems
+
+
+def _is_entry(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("bytes"), int)
+        and isinstance(value.get("sha256"), str)
+    )
+
+
+def _bring_back_replaced(output_dir: Path) -> None:
+    """Undo a replacement that was killed between moving the old one away and the new one in."""
+    for folder in output_dir.glob(f"{_REPLACED}*"):
+        step = folder.name.removeprefix(_REPLACED).partition("-")[0]
+        target = output_dir / f"checkpoint-{step}"
+        if not target.exists():
+            folder.rename(target)
 
 
 def newest_valid_checkpoint(output_dir: Path, run_id: str | None) -> Path | None:
@@ -180,6 +213,7 @@ def newest_valid_checkpoint(output_dir: Path, run_id: str | None) -> Path | None
     Raises:
         ModelError: there are checkpoints and none of them is whole.
     """
+    _bring_back_replaced(output_dir)
     candidates = [
         (step, folder)
         for step, folder in list_checkpoints(output_dir)

@@ -176,10 +176,10 @@ def test_death_at_any_call_of_a_save_costs_at_most_the_new_checkpoint(
         assert not list(store.output_dir.glob(".staging-*")), call
     assert len(outcomes) > 30
     assert True in outcomes  # killed after the commit
-    assert False in outcomes  # killed before
+    # killed before; where the step is replaced, the old version is there again
+    assert exists or False in outcomes
 
 
-@pytest.mark.xfail(strict=True, reason="the replaced checkpoint is removed before the new one is")
 def test_the_only_checkpoint_survives_death_while_it_is_replaced(tmp_path: Path) -> None:
     for call in count(1):
         store = prepare(tmp_path / "run", exists=True)
@@ -190,7 +190,6 @@ def test_the_only_checkpoint_survives_death_while_it_is_replaced(tmp_path: Path)
             break
 
 
-@pytest.mark.xfail(strict=True, reason="the second move to before-…-checkpoint-N fails: ENOTEMPTY")
 def test_a_step_can_be_saved_again_after_two_deaths_while_replacing(tmp_path: Path) -> None:
     store = prepare(tmp_path, exists=True)
     for _ in range(2):
