@@ -206,10 +206,15 @@ class LlmTrainer(Trainer):
         self._check_finite(loss, what="loss")
         return loss
 
-    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor | None:
-        norm = super()._clip_grad_norm(model)
-        if norm is not None:
-            self._check_finite(torch.as_tensor(norm), what="gradient norm")
+    def _get_grad_norm(
+        self, model: torch.nn.Module, grad_norm: torch.Tensor | float | None = None
+    ) -> torch.Tensor | float | None:
+        """Return the norm for the log; also without clipping, so that a NaN stops the step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is None:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        self._check_finite(torch.as_tensor(norm), what="gradient norm")
         return norm
 
     def _kept_logits(
