@@ -211,10 +211,8 @@ class LlmTrainer(Trainer):
     ) -> torch.Tensor | float | None:
         """Return the norm for the log; also without clipping, so that a NaN stops the step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        self._check_finite(torch.as_tensor(norm), what="gradient norm")
+        if norm is not None:  # DeepSpeed has none before its first step
+            self._check_finite(torch.as_tensor(norm), what="gradient norm")
         return norm
 
     def _kept_logits(
