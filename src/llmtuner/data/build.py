@@ -60,13 +60,13 @@ def build_datasets(
     """
     if args.streaming and for_training:
         return _build_stream(args, encode=encode, seed=seed, packing=packing)
-    settings = settings_of(args, encode, seed)
     target = Path(args.tokenized_path) if args.tokenized_path else None
     if target is not None and target.exists() and not is_of_this_job(target):
-        parts, report = load_tokenized(target, settings)
+        parts, report = load_tokenized(target, settings_of(args, encode, seed))
     else:
         parts, report = _tokenise_all(args, encode=encode, seed=seed, for_training=for_training)
         if target is not None:
+            settings = settings_of(args, encode, seed)
             save_tokenized(target, parts, settings=settings, report=report)
             return BuiltData(None, {}, None, report, saved_to=target)
     train = parts.pop("train", None)
@@ -76,13 +76,10 @@ def build_datasets(
             where=str(target or args.dataset),
             fix="name one with --dataset, or tokenise again with --do_train",
         )
-    evals = {name.removeprefix("validation").lstrip("_"): part for name, part in parts.items()}
-    for name, part in {
-        "training": train,
-        **{f"evaluation {n}": e for n, e in evals.items()},
-    }.items():
-        if part is not None and len(part) == 0:
-            raise DataError(f"The {name.strip()} set has no usable row.", got=report)
+    evals = {
+        name.removeprefix("validation").removeprefix("_"): part for name, part in parts.items()
+    }
+    _check_not_empty(train, evals, report)
     packs = None
     if packing and train is not None:
         lengths = [len(ids) for ids in train["input_ids"]]
@@ -93,6 +90,24 @@ def build_datasets(
         )
         report = {**report, "packs": len(packs), "pack_fill_ratio": round(filled, 5)}
     return BuiltData(train, evals, packs, report)
+
+
+def _check_not_empty(
+    train: Dataset | None, evals: Mapping[str, Dataset], report: Mapping[str, Any]
+) -> None:
+    named = {f"evaluation set {name}".rstrip(): part for name, part in evals.items()}
+    if train is not None:
+        named["training set"] = train
+    for name, part in named.items():
+        if len(part) == 0:
+            raise DataError(
+                f"The {name} has no usable row.",
+                got={
+                    name: f"{counts['rows_left_out']} of {counts['rows']} rows left out"
+                    for name, counts in report.get("datasets", {}).items()
+                },
+                fix="raise --cutoff_len if the rows are too long for it, or use other data",
+            )
 
 
 def _build_stream(args: DataArgs, *, encode: Encoder, seed: int, packing: bool) -> BuiltData:
@@ -106,6 +121,7 @@ def _build_stream(args: DataArgs, *, encode: Encoder, seed: int, packing: bool) 
         evals[""] = concatenate_datasets(sets)
     elif num_held_out:
         evals[""] = held_out_samples(specs, args, encode=encode, num_rows=num_held_out)
+    _check_not_empty(None, evals, {})
     stream = SampleStream(
         specs, args, encode=encode, seed=seed, packing=packing, num_held_out=num_held_out
     )

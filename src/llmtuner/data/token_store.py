@@ -100,8 +100,7 @@ def _make_room(parent: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     try:
         expected = read_json(folder / "digest.json")
-        actual = sha256_of(folder / "rows.arrow")
-        read_json(folder / "counts.json")
+        actual = _digests(folder)
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
@@ -112,6 +111,10 @@ def _is_whole(folder: Path) -> bool:
     return bool(expected == actual)
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    return {name: sha256_of(folder / name) for name in ("rows.arrow", "counts.json")}
+
+
 def _build(folder: Path, build: Callable[[dict[str, Any]], Iterable[TokenRow]]) -> None:
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     staging.mkdir(parents=True)
@@ -119,7 +122,7 @@ def _build(folder: Path, build: Callable[[dict[str, Any]], Iterable[TokenRow]]) 
         counts: dict[str, Any] = {}
         _write_rows(staging / "rows.arrow", build(counts))
         write_json(staging / "counts.json", counts)
-        write_json(staging / "digest.json", sha256_of(staging / "rows.arrow"))
+        write_json(staging / "digest.json", _digests(staging))
         sync_tree(staging)
         shutil.rmtree(folder, ignore_errors=True)
         staging.rename(folder)

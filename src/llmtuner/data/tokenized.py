@@ -74,16 +74,18 @@ def load_tokenized(
     """
     try:
         stored = read_json(target / _SETTINGS)
+        made_with, report = stored["settings"], stored["report"]
+        made_key = made_with["key"]
         loaded = load_from_disk(str(target))
-    except (OSError, ValueError) as error:
-        problem = f"The tokenised data cannot be read: {error}."
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        problem = f"The tokenised data cannot be read: {error!r}."
         fix = "delete the folder, or choose another --tokenized_path"
         raise DataError(problem, where=str(target), fix=fix) from error
-    if stored["settings"]["key"] != settings["key"]:
+    if made_key != settings["key"]:
         changed = [
             name
             for name, value in settings.items()
-            if name != "key" and stored["settings"].get(name) != value
+            if name != "key" and made_with.get(name) != value
         ]
         raise DataError(
             "The tokenised data was made with other settings.",
@@ -93,7 +95,7 @@ def load_tokenized(
         )
     logger.info("Tokenised data loaded from %s.", target)
     parts = dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
-    return parts, stored["report"]
+    return parts, report
 
 
 def _as_list(value: Any) -> Any:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,13 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable UTF-8 JSON, atomically; NaN and infinity are refused."""
     text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
     write_text(path, text + "\n")
+
+
+def finite_or_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` for JSON, which has no NaN: null instead, and `not_finite` names them."""
+    lost = [name for name, v in values.items() if isinstance(v, float) and not math.isfinite(v)]
+    found = {**values, **dict.fromkeys(lost)}
+    return {**found, "not_finite": lost} if lost else found
 
 
 def read_json(path: Path) -> Any:

@@ -29,7 +29,9 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return the entry names, sorted, without importing any entry."""
-        found = {info.name for info in pkgutil.iter_modules(self._paths())}
+        found = {info.name for info in pkgutil.iter_modules(self._package_paths())}
+        if self.folder is not None:
+            found |= {path.stem for path in self.folder.glob("*.py")}
         return sorted(name for name in found if not name.startswith("_"))
 
     def get(self, name: str) -> Any:
@@ -64,9 +66,8 @@ class Registry:
         spec.loader.exec_module(module)
         return module
 
-    def _paths(self) -> list[str]:
+    def _package_paths(self) -> list[str]:
         spec = importlib.util.find_spec(self.package)
         assert spec is not None, self.package
         assert spec.submodule_search_locations is not None, self.package
-        own = [str(self.folder)] if self.folder else []
-        return own + list(spec.submodule_search_locations)
+        return list(spec.submodule_search_locations)

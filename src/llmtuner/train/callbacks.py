@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmtuner.extras.files import finite_or_null
 from llmtuner.extras.logs import get_logger
 
 logger = get_logger(__name__)
@@ -74,7 +75,7 @@ class LogFileCallback(TrainerCallback):
         }
         kept = {name: value for name, value in line.items() if value is not None}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+            file.write(json.dumps(finite_or_null(kept), ensure_ascii=False) + "\n")
 
     def _time(self, state: TrainerState) -> dict[str, Any]:
         elapsed = time.monotonic() - self._started

@@ -34,6 +34,7 @@ def plot_losses(history: Sequence[Mapping[str, Any]], output_dir: Path) -> list[
 def _draw(points: Sequence[tuple[int, float]], *, title: str, path: Path) -> None:
     steps = [step for step, _ in points]
     values = [value for _, value in points]
+    title = title.replace("$", r"\$")  # or matplotlib reads it as mathematics
     with mpl.rc_context({"font.size": 11}):
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         axes = figure.subplots()

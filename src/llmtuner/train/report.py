@@ -10,7 +10,7 @@ from typing import Any
 
 from llmtuner import __version__
 from llmtuner.data.build import BuiltData
-from llmtuner.extras.files import read_json, write_json, write_text
+from llmtuner.extras.files import finite_or_null, read_json, write_json, write_text
 from llmtuner.hparams.config import RunConfig
 from llmtuner.train.output import RUN_FILE
 
@@ -63,7 +63,8 @@ class RunReport:
         A later evaluation in the same folder must not replace the record of the training.
         """
         name = RUN_FILE if self.config["do_train"] else EVAL_RUN_FILE
-        write_json(Path(self.output_dir) / name, asdict(self))
+        values = asdict(self) | {"metrics": finite_or_null(self.metrics)}
+        write_json(Path(self.output_dir) / name, values)
 
 
 def begin_report(config: RunConfig, *, run_id: str) -> RunReport:
@@ -92,7 +93,8 @@ def library_versions() -> dict[str, str]:
 
 def write_results(output_dir: Path, name: str, metrics: Mapping[str, Any]) -> None:
     """Write `<name>_results.json` and join the numbers to `all_results.json`."""
-    write_json(output_dir / f"{name}_results.json", dict(metrics))
+    metrics = finite_or_null(metrics)
+    write_json(output_dir / f"{name}_results.json", metrics)
     together = output_dir / "all_results.json"
     earlier = read_json(together) if together.is_file() else {}
     write_json(together, {**earlier, **metrics})

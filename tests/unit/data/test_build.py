@@ -166,7 +166,6 @@ def test_evaluation_sets_can_stand_on_their_own(folder: Path) -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="the name is stripped of the underscores it begins with")
 def test_evaluation_sets_keep_their_names(folder: Path) -> None:
     write_texts(folder, a=["1"], _b=["2"], b=["3"])
     built = build(folder, "a", eval_dataset=("_b", "b"), eval_on_each_dataset=True)
@@ -208,7 +207,7 @@ class LeavesOut:
     [
         ("a", {}, "The training set"),
         ("b", {"eval_dataset": ("b",)}, "The evaluation set"),
-        ("b", {"eval_dataset": ("b", "c"), "eval_on_each_dataset": True}, "The evaluation b set"),
+        ("b", {"eval_dataset": ("b", "c"), "eval_on_each_dataset": True}, "The evaluation set b"),
     ],
 )
 def test_a_set_in_which_nothing_can_be_learned_is_refused_by_name(
@@ -219,7 +218,6 @@ def test_a_set_in_which_nothing_can_be_learned_is_refused_by_name(
         build_datasets(args, encode=LeavesOut(letter), seed=0, packing=True, for_training=True)
 
 
-@pytest.mark.xfail(strict=True, reason="the streaming branch does not look for empty sets")
 def test_an_evaluation_set_of_a_stream_is_refused_when_it_is_empty(folder: Path) -> None:
     args = data_args(folder, "a", eval_dataset=("b",), streaming=True)
     with pytest.raises(DataError, match="evaluation"):

@@ -169,7 +169,6 @@ def test_a_damaged_folder_is_refused_with_a_way_out(folder: Path, damage: str) -
     assert "delete the folder" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the stored settings are trusted to have the right form")
 @pytest.mark.parametrize("content", WRONG_JSON)
 def test_settings_of_the_wrong_form_are_refused(folder: Path, content: str) -> None:
     build(folder)

@@ -129,7 +129,6 @@ def test_a_users_file_that_cannot_be_run_hurts_only_its_own_lookup(own: Path) ->
 
 
 @pytest.mark.usefixtures("builtin")
-@pytest.mark.xfail(strict=True, reason="names() lists a user's package, module() cannot import it")
 def test_a_users_package_is_an_entry_or_no_name(own: Path) -> None:
     (own / "delta").mkdir()
     (own / "delta" / "__init__.py").write_text("ENTRY = 'my delta'\n")
