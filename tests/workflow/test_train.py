@@ -136,9 +136,16 @@ def test_merged_model_equals_base_with_adapter(
     assert merged.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_streaming_trains_and_predicts(train: Train) -> None:
-    output_dir = train("--streaming", "true", "--max_steps", "6", "--buffer_size", "8")
+def test_streaming_trains_and_counts(train: Train, data_dir: Path, tmp_path: Path) -> None:
+    rows = (data_dir / "qa.json").read_text("utf-8").removesuffix("]")
+    path = tmp_path / "some.json"
+    path.write_text(rows + ', {"instruction": 5, "output": "x"}]', "utf-8")
+    flags = ["--streaming", "true", "--max_steps", "8", "--buffer_size", "8"]
+    output_dir = train(*flags, "--on_bad_row", "skip", dataset=str(path))
     assert losses(output_dir)[-1] < losses(output_dir)[0]
+    (counts,) = read_json(output_dir / "run.json")["data"]["datasets"].values()
+    assert (counts["rows"], counts["bad_rows"]) == (24, 1)
+    assert len(counts["files"][0]["sha256"]) == 64
 
 
 def test_predictions_keep_the_prompt_whole(train: Train) -> None:
@@ -169,6 +176,23 @@ def test_tokenized_path_is_written_then_used(train: Train, tmp_path: Path) -> No
     assert len(losses(output_dir)) == 2
     train("--tokenized_path", str(tokens), "--max_steps", "2", "--cutoff_len", "40", name="b",
           code=3)  # fmt: skip
+
+
+def test_a_head_that_cannot_be_skipped_gives_the_same_loss(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = losses(train("--max_steps", "3", name="kept"))
+    monkeypatch.setattr("llmtuner.train.trainer.supports_kept_logits", lambda model: False)
+    assert losses(train("--max_steps", "3", name="whole")) == pytest.approx(expected, rel=1e-6)
+
+
+def test_compare_takes_an_adapter(
+    train: Train, model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = train("--max_steps", "1")
+    argv = ["compare", "--model_name_or_path", str(model_dir), "--tuned_model", str(adapter)]
+    assert main([*argv, "--prompts", "你是谁?", "--max_new_tokens", "2"]) == 0
+    assert "你是谁?" in capsys.readouterr().out
 
 
 def test_neftune_and_loraplus_and_label_smoothing_run(train: Train) -> None:

@@ -126,7 +126,8 @@ def _build_stream(args: DataArgs, *, encode: Encoder, seed: int, packing: bool) 
         specs, args, encode=encode, seed=seed, packing=packing, num_held_out=num_held_out
     )
     logger.info("Streaming %s; counts are not known before the end.", ", ".join(args.dataset or ()))
-    return BuiltData(stream, evals, None, {"streaming": True, "held_out_rows": num_held_out})
+    report = {"streaming": True, "held_out_rows": num_held_out, "datasets": stream.counts}
+    return BuiltData(stream, evals, None, report)
 
 
 def _tokenise_all(

@@ -7,13 +7,13 @@ keeps its own share; a rank never waits for another one.
 import itertools
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from datasets import Dataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from llmtuner.data.conversation import Conversation
+from llmtuner.data.counts import note_bad_rows, start_counts, tally
 from llmtuner.data.dataset_info import DatasetSpec
 from llmtuner.data.packing import pack
 from llmtuner.data.records import BadRows
@@ -37,6 +37,8 @@ class SampleStream(IterableDataset[TrainRow | list[TrainRow]]):
         seed: decides the order inside the buffer, together with the epoch.
         packing: yield lists of samples that fill `cutoff_len`.
         num_held_out: rows at the head that belong to validation.
+
+    `counts` tells, per data set, what this process has read of the first epoch so far.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class SampleStream(IterableDataset[TrainRow | list[TrainRow]]):
         self._seed = seed
         self._packing = packing
         self._num_held_out = num_held_out
+        self.counts = {spec.name: start_counts(spec) for spec in specs}
 
     def __iter__(self) -> Iterator[TrainRow | list[TrainRow]]:
         """Yield this rank's share for ever.
@@ -80,9 +83,7 @@ class SampleStream(IterableDataset[TrainRow | list[TrainRow]]):
 
     def _epoch(self, epoch: int, *, share: int, shares: int) -> Iterator[TrainRow | list[TrainRow]]:
         order = random.Random(f"{self._seed}-{epoch}")
-        rows = islice(conversations_of(self._specs, self._args), self._num_held_out, None)
-        own = islice(rows, share, None, shares)
-        samples = (sample for row in own for sample in self._encode(row).samples)
+        samples = self._samples(epoch, share=share, shares=shares)
         while buffer := list(islice(samples, self._args.buffer_size)):
             order.shuffle(buffer)
             if not self._packing:
@@ -92,19 +93,33 @@ class SampleStream(IterableDataset[TrainRow | list[TrainRow]]):
             for group in pack(lengths, capacity=self._args.cutoff_len, seed=self._seed):
                 yield [_to_row(buffer[number]) for number in group]
 
-
-def conversations_of(specs: Sequence[DatasetSpec], args: DataArgs) -> Iterator[Conversation]:
-    """Yield the conversations of all data sets, one set after another."""
-    for spec in specs:
-        yield from load_conversations(spec, data_args=args, bad_rows=BadRows(args.on_bad_row))
+    def _samples(self, epoch: int, *, share: int, shares: int) -> Iterator[Sample]:
+        """Yield the samples of this rank's rows, counting them in the first epoch."""
+        number = -self._num_held_out
+        for spec in self._specs:
+            bad_rows = BadRows(self._args.on_bad_row)
+            for row in load_conversations(spec, data_args=self._args, bad_rows=bad_rows):
+                if number >= 0 and number % shares == share:
+                    encoded = self._encode(row)
+                    if epoch == 0:
+                        tally(self.counts[spec.name], encoded)
+                        note_bad_rows(self.counts[spec.name], bad_rows)
+                    yield from encoded.samples
+                number += 1
+            if epoch == 0:
+                note_bad_rows(self.counts[spec.name], bad_rows)
 
 
 def held_out_samples(
     specs: Sequence[DatasetSpec], args: DataArgs, *, encode: Encoder, num_rows: int
 ) -> Dataset:
     """Return the samples of the first rows, for validation."""
-    rows = islice(conversations_of(specs, args), num_rows)
-    return Dataset.from_list([_to_row(sample) for row in rows for sample in encode(row).samples])
+    rows = chain.from_iterable(
+        load_conversations(spec, data_args=args, bad_rows=BadRows(args.on_bad_row))
+        for spec in specs
+    )
+    held_out = islice(rows, num_rows)
+    return Dataset.from_list([_to_row(sample) for r in held_out for sample in encode(r).samples])
 
 
 def _to_row(sample: Sample) -> TrainRow:

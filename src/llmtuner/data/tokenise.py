@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from llmtuner.data.conversation import IGNORE_INDEX, Conversation
+from llmtuner.data.conversation import Conversation
+from llmtuner.data.counts import Counts, note_bad_rows, start_counts, tally
 from llmtuner.data.dataset_info import DatasetSpec
 from llmtuner.data.records import BadRows
 from llmtuner.data.render import Encoded
 from llmtuner.data.rows import load_conversations
 from llmtuner.data.token_store import TokenRow, Tokens, content_key, load_or_build
 from llmtuner.extras.env import process_env
-from llmtuner.extras.files import sha256_of
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
@@ -41,25 +41,21 @@ class Encoder(Protocol):
 
 def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
     """Return the tokenised rows of one data set, from its store when nothing has changed."""
-    files = [
-        {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in spec.files
-    ]
+    start = start_counts(spec)
 
-    def build(counts: dict[str, Any]) -> Iterator[TokenRow]:
-        counts["files"] = files
+    def build(counts: Counts) -> Iterator[TokenRow]:
+        counts |= start
         bad_rows = BadRows(args.on_bad_row)
         conversations = load_conversations(spec, data_args=args, bad_rows=bad_rows)
         yield from _encode_rows(conversations, encode, counts=counts, args=args, name=spec.name)
-        counts["bad_rows"] = bad_rows.count
-        counts["bad_row_examples"] = list(bad_rows.examples)
+        note_bad_rows(counts, bad_rows)
 
     key = content_key(
         {
             "code": CODE_VERSION,
-            "files": [file["sha256"] for file in files],
+            "files": [file["sha256"] for file in start["files"]],
             # paths show in `source` of every row, so the same bytes elsewhere are another store
-            "paths": [file["path"] for file in files],
+            "paths": [file["path"] for file in start["files"]],
             "reading": spec.reading_settings(),
             "encoding": args.encoding,
             "max_samples": args.max_samples,
@@ -79,30 +75,17 @@ def _encode_rows(
     conversations: Iterator[Conversation],
     encode: Encoder,
     *,
-    counts: dict[str, Any],
+    counts: Counts,
     args: DataArgs,
     name: str,
 ) -> Iterator[TokenRow]:
-    counts |= dict.fromkeys(
-        ("rows", "samples", "tokens", "supervised_tokens", "rows_left_out", "rows_cut"), 0
-    )
-    left_out: list[str] = []
     with _progress() as progress:
         task = progress.add_task(f"Tokenising {name}", total=None)
         for number, encoded in enumerate(_encoded(conversations, encode, args)):
             progress.advance(task)
-            counts["rows"] += 1
-            counts["rows_cut"] += encoded.is_truncated
-            if not encoded.samples:
-                counts["rows_left_out"] += 1
-                left_out += [encoded.source] if len(left_out) < 20 else []
+            tally(counts, encoded)
             for sample in encoded.samples:
-                counts["samples"] += 1
-                counts["tokens"] += len(sample.input_ids)
-                trained = sum(label != IGNORE_INDEX for label in sample.labels[1:])
-                counts["supervised_tokens"] += trained
                 yield TokenRow(sample.input_ids, sample.labels, sample.source, number)
-    counts["left_out_examples"] = left_out
 
 
 def _encoded(

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtuner.extras.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ProcessEnv:
@@ -30,15 +32,27 @@ def process_env() -> ProcessEnv:
     """Read the environment of this process."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     cache_dir = os.environ.get("LLMTUNER_CACHE") or f"{base}/llmtuner"
-    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    is_launched = _number("WORLD_SIZE", 1) > 1
     return ProcessEnv(
-        rank=int(os.environ.get("RANK", "0")),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        rank=_number("RANK", 0),
+        local_rank=_number("LOCAL_RANK", 0),
+        world_size=_number("WORLD_SIZE", 1),
         job_id=f"{os.uname().nodename}-{os.getppid()}" if is_launched else "",
         cache_dir=Path(cache_dir).expanduser(),
         use_modelscope=os.environ.get("USE_MODELSCOPE_HUB", "0").lower() in ("1", "true", "y"),
     )
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(
+            "An environment variable of the launcher is no number.",
+            where=name,
+            got=text,
+            fix=f"unset {name}, or start with deepspeed or torchrun",
+        )
+    return int(text)
 
 
 def announce_single_process() -> None:

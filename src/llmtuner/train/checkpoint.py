@@ -76,6 +76,8 @@ class CheckpointStore:
                 self._commit(staging, step, progress)
         # torch's and safetensors' writers have errors of their own for a full disk
         except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not _is_torch_writer_error(error):
+                raise
             shutil.rmtree(staging, ignore_errors=True)
             raise StorageError(
                 f"The checkpoint of step {step} cannot be written: {error}.",
@@ -141,6 +143,11 @@ class CheckpointStore:
         for step in sorted(own, reverse=True)[max(self.keep, 1) :]:
             if step not in (newest, best):
                 shutil.rmtree(self.path_of(step))
+
+
+def _is_torch_writer_error(error: RuntimeError) -> bool:
+    """Tell torch.save's way of saying "the disk is full" from errors of the computation."""
+    return "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
 
 
 def list_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:

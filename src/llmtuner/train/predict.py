@@ -19,7 +19,8 @@ from llmtuner.inference.generate import generate_texts, generation_config
 
 def predictions_file(output_dir: Path, name: str) -> Path:
     """Return where the answers for an evaluation set go; the nameless one is the only set."""
-    return output_dir / f"generated_predictions{'_' if name else ''}{name}.jsonl"
+    suffix = f"_{name.replace('/', '_')}" if name else ""
+    return output_dir / f"generated_predictions{suffix}.jsonl"
 
 
 def write_predictions(

@@ -40,6 +40,7 @@ from llmtuner.train.checkpoint import CheckpointStore, check_identity
 from llmtuner.train.companions import write_companions
 from llmtuner.train.hf_args import to_hf_args, to_precision
 from llmtuner.train.loggers import LOGGERS
+from llmtuner.train.neftune import NeftuneNoise
 from llmtuner.train.optimizer import build_optimizer
 from llmtuner.train.output import Start
 from llmtuner.train.predict import write_predictions
@@ -124,6 +125,7 @@ def prepare_run(
         optimizer=build_optimizer(config.method, model, hf_args),
         shuffle=not config.finetuning.disable_shuffling,
         with_accuracy=config.finetuning.compute_accuracy,
+        noise=_noise(config, model),
         callbacks=[*_callbacks(config, start.output_dir), *trackers],
     )
     report = replace(
@@ -248,6 +250,14 @@ def _identity(
             for name, counts in data.report.get("datasets", {}).items()
         },
     }
+
+
+def _noise(config: RunConfig, model: PreTrainedModel | PeftModel) -> NeftuneNoise | None:
+    if config.train.neftune_noise_alpha is None:
+        return None
+    noise = NeftuneNoise(config.train.neftune_noise_alpha)
+    noise.attach(model)
+    return noise
 
 
 def _callbacks(config: RunConfig, output_dir: Path) -> list[TrainerCallback]:

@@ -31,7 +31,9 @@ from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import ConfigError, NonFiniteError
 from llmtuner.extras.files import follow_umask
 from llmtuner.extras.logs import get_logger
+from llmtuner.model.attention import supports_kept_logits
 from llmtuner.train.checkpoint import CheckpointStore
+from llmtuner.train.neftune import NeftuneNoise
 
 logger = get_logger(__name__)
 
@@ -70,6 +72,7 @@ class LlmTrainer(Trainer):
         optimizer: torch.optim.Optimizer | None = None,
         shuffle: bool = True,
         with_accuracy: bool = False,
+        noise: NeftuneNoise | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Wire the parts together; nothing is loaded or moved here that the caller did not give."""
@@ -87,6 +90,8 @@ class LlmTrainer(Trainer):
         self.store = store
         self.shuffle = shuffle
         self.with_accuracy = with_accuracy
+        self.noise = noise
+        self.skips_head = supports_kept_logits(model)
         self.supervised_tokens_seen = 0
         self.tokens_seen_before = 0  # by the runs that this one resumes
 
@@ -221,7 +226,9 @@ class LlmTrainer(Trainer):
         """Run the model; return logits [N, V] where a token is trained, and the targets [N]."""
         inputs = dict(inputs)
         kept, targets = inputs.pop("kept"), inputs.pop("targets")
-        if "cu_seq_lens_q" in inputs:
+        if self.noise is not None:
+            self.noise.prepare(inputs)
+        if "cu_seq_lens_q" in inputs and self.skips_head:
             outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
             return outputs["logits"][0], targets, outputs
         outputs = model(**inputs, use_cache=False)
