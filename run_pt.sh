@@ -22,17 +22,13 @@ say "Preparing the environment / 准备环境"
 # shellcheck source=scripts/setup_env.sh
 source "$REPO_ROOT/scripts/setup_env.sh"
 
-MODEL="$(flag_value model_name_or_path "${MODEL:-}" "$@")"
 OUTPUT_DIR="$(flag_value output_dir "${OUTPUT_DIR:-$REPO_ROOT/saves/pt-$(date +%Y%m%d-%H%M%S)}" "$@")"
 METHOD="$(flag_value finetuning_type lora "$@")"
 NUM_GPUS="${NUM_GPUS:-$(count_devices)}"
 MASTER_PORT="${MASTER_PORT:-29501}"
 DEEPSPEED_CONFIG="${DEEPSPEED_CONFIG-$REPO_ROOT/deepspeed_config.json}"
 
-if [[ -z $MODEL ]]; then
-  fetch_demo_model
-  MODEL="$DEMO_MODEL"
-fi
+choose_model "${MODEL:-}" "$@"
 
 say "Training / 训练: $MODEL"
 run_training \
@@ -61,17 +57,7 @@ run_training \
   --output_dir "$OUTPUT_DIR" \
   "$@"
 
-# Full and freeze training write a whole model; only an adapter has to be merged.
-TUNED="$OUTPUT_DIR"
-if [[ $METHOD == lora ]]; then
-  TUNED="$OUTPUT_DIR/merged"
-  say "Merging the adapter into the model / 合并 LoRA 权重"
-  python "$REPO_ROOT/src/export_model.py" \
-    --model_name_or_path "$MODEL" \
-    --adapter_name_or_path "$OUTPUT_DIR" \
-    --finetuning_type lora \
-    --export_dir "$TUNED"
-fi
+merge_result "$METHOD" "$OUTPUT_DIR"
 
 say "Done / 完成"
 note "adapter or model, logs, run.json / 训练结果: $OUTPUT_DIR"

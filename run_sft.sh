@@ -25,7 +25,6 @@ say "Preparing the environment / 准备环境"
 # shellcheck source=scripts/setup_env.sh
 source "$REPO_ROOT/scripts/setup_env.sh"
 
-MODEL="$(flag_value model_name_or_path "${MODEL:-}" "$@")"
 OUTPUT_DIR="$(flag_value output_dir "${OUTPUT_DIR:-$REPO_ROOT/saves/sft-$(date +%Y%m%d-%H%M%S)}" "$@")"
 TEMPLATE="$(flag_value template "${TEMPLATE:-}" "$@")"
 METHOD="$(flag_value finetuning_type lora "$@")"
@@ -37,10 +36,7 @@ What is your name?
 你是谁？
 How can I sleep better?}"
 
-if [[ -z $MODEL ]]; then
-  fetch_demo_model
-  MODEL="$DEMO_MODEL"
-fi
+choose_model "${MODEL:-}" "$@"
 template_flags=()
 [[ -z $TEMPLATE ]] || template_flags=(--template "$TEMPLATE")
 
@@ -71,18 +67,7 @@ run_training \
   --output_dir "$OUTPUT_DIR" \
   "$@"
 
-# Full and freeze training write a whole model; only an adapter has to be merged.
-TUNED="$OUTPUT_DIR"
-if [[ $METHOD == lora ]]; then
-  TUNED="$OUTPUT_DIR/merged"
-  say "Merging the adapter into the model / 合并 LoRA 权重"
-  python "$REPO_ROOT/src/export_model.py" \
-    --model_name_or_path "$MODEL" \
-    --adapter_name_or_path "$OUTPUT_DIR" \
-    ${template_flags[@]+"${template_flags[@]}"} \
-    --finetuning_type lora \
-    --export_dir "$TUNED"
-fi
+merge_result "$METHOD" "$OUTPUT_DIR" ${template_flags[@]+"${template_flags[@]}"}
 
 say "Answers before and after / 训练前后的回答"
 mapfile -t prompts <<<"$PROMPTS"

@@ -33,12 +33,9 @@ LOGGING_STEPS="${LOGGING_STEPS:-10}"
 say "Preparing the environment / 准备环境"
 # shellcheck source=scripts/setup_env.sh
 source "$REPO_ROOT/scripts/setup_env.sh"
-MODEL_PATH="$(flag_value model_name_or_path "$MODEL_PATH" "$@")"
 OUTPUT_DIR="$(flag_value output_dir "$OUTPUT_DIR" "$@")"
-if [[ -z $MODEL_PATH ]]; then
-  fetch_demo_model
-  MODEL_PATH="$DEMO_MODEL"
-fi
+choose_model "$MODEL_PATH" "$@"
+MODEL_PATH="$MODEL"
 
 say "SFT / 监督微调: $MODEL_PATH -> $OUTPUT_DIR"
 run_training \

@@ -121,8 +121,30 @@ help_if_asked() {
   esac
 }
 
-# Fetch the demo model (a no-op where it is there already).
-fetch_demo_model() {
-  say "Getting the demo model SmolLM2-135M-Instruct / 获取演示模型"
-  llmtuner demo-model --output_dir "$DEMO_MODEL"
+# Leave the model to train in MODEL: the flag, or $1, or the demo model, which is fetched once.
+choose_model() {
+  MODEL="$(flag_value model_name_or_path "$@")"
+  if [[ -z $MODEL ]]; then
+    say "Getting the demo model SmolLM2-135M-Instruct / 获取演示模型"
+    llmtuner demo-model --output_dir "$DEMO_MODEL"
+    MODEL="$DEMO_MODEL"
+  fi
+}
+
+# Leave the model for use in TUNED: training of method $1 wrote $2, with MODEL as its base.
+# Full and freeze training write a whole model; only an adapter has to be merged.
+# Further arguments go to the export.
+merge_result() {
+  local method="$1" output_dir="$2"
+  shift 2
+  TUNED="$output_dir"
+  [[ $method == lora ]] || return 0
+  TUNED="$output_dir/merged"
+  say "Merging the adapter into the model / 合并 LoRA 权重"
+  python "$REPO_ROOT/src/export_model.py" \
+    --model_name_or_path "$MODEL" \
+    --adapter_name_or_path "$output_dir" \
+    --finetuning_type lora \
+    --export_dir "$TUNED" \
+    "$@"
 }

@@ -91,6 +91,7 @@ class LlmTrainer(Trainer):
         self.shuffle = shuffle
         self.with_accuracy = with_accuracy
         self.noise = noise
+        self.is_prepared = False  # preparing twice would wrap `forward` twice
         self.skips_head = supports_kept_logits(model)
         self.supervised_tokens_seen = 0
         self.tokens_seen_before = 0  # by the runs that this one resumes
@@ -363,8 +364,9 @@ class LlmTrainer(Trainer):
 
             _, _ = deepspeed_init(self, num_training_steps=0, inference=True)
             self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
-        if self.model_wrapped is self.model and not self.is_in_train:
-            return self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        elif not self.is_prepared:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        self.is_prepared = True
         return self.model_wrapped
 
     # ---- checkpoints ----
@@ -373,6 +375,7 @@ class LlmTrainer(Trainer):
         """Resume with the logging, saving and evaluation steps of now, not of the checkpoint."""
         begin = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
+        self.is_prepared = True  # by the training loop, right after this
         return begin
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
