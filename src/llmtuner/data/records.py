@@ -1,9 +1,12 @@
 """A raw row with its place, and the book of rows that cannot be used."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llmtuner.extras.errors import LlmtunerError
+from llmtuner.extras.error_kinds import ErrorKind
+from llmtuner.extras.errors import DataError
 
 _NUM_LISTED = 20
 
@@ -28,21 +31,29 @@ class BadRows:
     Attributes:
         on_bad_row: "error" raises, "skip" counts.
         count: rows left out so far.
+        kinds: the same count for each kind of error.
         examples: the messages of the first 20 of them, each with its place.
+        on_bad: called with every refused row (its `kind`, `where` and message), before an error is
+            raised; nothing else keeps them all.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
     count: int = 0
+    kinds: Counter[ErrorKind] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    on_bad: Callable[[DataError], None] | None = None
 
-    def add(self, error: LlmtunerError) -> None:
+    def add(self, error: DataError) -> None:
         """Raise `error`, or count it and keep its message.
 
         Raises:
-            LlmtunerError: bad rows are errors.
+            DataError: bad rows are errors.
         """
+        if self.on_bad is not None:
+            self.on_bad(error)
         if self.on_bad_row == "error":
             raise error
         self.count += 1
+        self.kinds[error.kind] += 1
         if len(self.examples) < _NUM_LISTED:
             self.examples.append(str(error))

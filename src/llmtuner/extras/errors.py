@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, Self
+
+from llmtuner.extras.error_kinds import ErrorKind
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -55,11 +57,11 @@ class LlmtunerError(Exception):
             parts.append(f"Fix: {self.fix}{end}")
         return " ".join(parts)
 
-    def at(self, where: str) -> "LlmtunerError":
+    def at(self, where: str) -> Self:
         """Return the same error with a place, for callers that know where the value came from."""
-        return type(self)(
-            self.problem, got=self.got, allowed=self.allowed, fix=self.fix, where=where
-        )
+        other = type(self).__new__(type(self), self.problem)  # subclasses differ in arguments
+        vars(other).update(vars(self), where=where)
+        return other
 
 
 def _shorten(text: str, *, limit: int = 300) -> str:
@@ -89,10 +91,36 @@ class DataError(LlmtunerError):
     """A data file, data set entry or row cannot be used."""
 
     exit_code = 3
+    default_kind: ClassVar[ErrorKind] = "bad_row"
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        got: object = None,
+        allowed: Iterable[object] | str | None = None,
+        fix: str | None = None,
+        where: str | None = None,
+        kind: ErrorKind | None = None,
+    ) -> None:
+        """Build the message, as every error does.
+
+        Args:
+            problem: one sentence that names the setting, column or file.
+            got: the offending value.
+            allowed: the accepted values, or a sentence that describes them.
+            fix: what to do next.
+            where: `file:line` or `file#row`.
+            kind: its class for programs and reports, explained in `ERROR_KINDS`.
+        """
+        super().__init__(problem, got=got, allowed=allowed, fix=fix, where=where)
+        self.kind: ErrorKind = kind or self.default_kind
 
 
 class TemplateError(DataError):
     """A chat template cannot be proved to train what is served."""
+
+    default_kind: ClassVar[ErrorKind] = "template_contract"
 
 
 class ModelError(LlmtunerError):

@@ -129,6 +129,20 @@ def test_bad_rows_are_skipped_and_counted(load: Loader) -> None:
     assert "x.jsonl:7:13: " in load.bad_rows.examples[1]
 
 
+def test_every_refused_row_reaches_the_listener(load: Loader) -> None:
+    heard: list[DataError] = []
+    (spec,) = load_dataset_specs(DataArgs(dataset_dir=str(load.folder)), ["x"]) if load(QA) else ()
+    (load.folder / "x.jsonl").write_text('{"question": "", "answer": "a"}\n' * 30 + "{\n")
+    for bad_rows in (BadRows("skip", on_bad=heard.append), BadRows(on_bad=heard.append)):
+        with pytest.raises(DataError):
+            list(load_conversations(spec, data_args=DataArgs(), bad_rows=bad_rows))
+    assert [error.where for error in heard] == [
+        *(f"{load.folder / 'x.jsonl'}:{line}" for line in range(1, 31)),
+        f"{load.folder / 'x.jsonl'}:31:2",
+        f"{load.folder / 'x.jsonl'}:1",
+    ]
+
+
 def test_only_twenty_bad_rows_are_listed(load: Loader) -> None:
     load([{"question": "", "answer": "a"}] * 30 + QA, on_bad_row="skip")
     assert (load.bad_rows.count, len(load.bad_rows.examples)) == (30, 20)

@@ -1,7 +1,11 @@
 """Error messages say where, what, what was given, what is allowed and what to do; codes differ."""
 
+import pickle
+from typing import get_args
+
 import pytest
 
+from llmtuner.extras.error_kinds import ERROR_KINDS, ErrorKind
 from llmtuner.extras.errors import (
     ConfigError,
     ConfigErrors,
@@ -109,3 +113,21 @@ def test_a_missing_library_names_the_extra_that_brings_it() -> None:
 )
 def test_the_nearest_name_is_found_or_none(word: str, found: str | None) -> None:
     assert nearest(word, iter(["cutoff_len", "learning_rate", "seed"])) == found
+
+
+def test_every_kind_of_data_error_is_explained() -> None:
+    assert tuple(ERROR_KINDS) == get_args(ErrorKind)
+    assert all(ERROR_KINDS.values())
+
+
+def test_a_data_error_keeps_its_kind() -> None:
+    error = DataError("It is empty.", kind="empty_turn").at("f:1")
+    assert (error.kind, error.where) == ("empty_turn", "f:1")
+    assert pickle.loads(pickle.dumps(error)).kind == "empty_turn"
+    assert DataError("It is odd.").kind == "bad_row"
+    assert TemplateError("It drops tools.").kind == "template_contract"
+
+
+def test_any_error_takes_a_place() -> None:
+    missing = MissingExtraError("x", extra="y", needed_for="z").at("--flag")
+    assert str(missing).startswith("--flag: z needs the library 'x'")
