@@ -4,14 +4,17 @@ For every trained turn: the ids before the trained span are the ids of the promp
 sends, and the span ends in an id that serving stops on. What cannot be proved stops the run.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
+from llmtuner.data.drafts import Draft, draft_turns
+from llmtuner.data.jobs import Job, run_jobs
 from llmtuner.data.prompt import prepare_chat
-from llmtuner.data.spans import Draft, encode_turns
 from llmtuner.data.template import Template
 from llmtuner.data.truncate import Fitted, fit
 from llmtuner.extras.errors import DataError, LlmtunerError
@@ -39,6 +42,7 @@ class Encoded:
     Attributes:
         samples: empty when nothing of the row can be trained on.
         source: `file:line` or `file#row` of the row.
+        drafts: what each sample was made of; none for plain texts.
         num_turns_dropped: trained turns that did not fit.
         is_prompt_cut: text of a user or tool was cut, or turns before the trained ones dropped.
         is_answer_cut: an answer lost its tail, and its end token with it.
@@ -46,6 +50,7 @@ class Encoded:
 
     samples: tuple[Sample, ...]
     source: str = ""
+    drafts: tuple[Draft, ...] = field(default=(), compare=False, repr=False)
     num_turns_dropped: int = 0
     is_prompt_cut: bool = False
     is_answer_cut: bool = False
@@ -61,19 +66,19 @@ class Encoded:
         return not self.samples
 
 
-def encode_conversation(
-    conversation: Conversation,
+def encode_conversations(
+    conversations: Sequence[Conversation],
     *,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     cutoff_len: int | None = None,
     mask_history: bool = False,
     train_on_prompt: bool = False,
-) -> Encoded:
-    """Render, prove and tokenise one conversation.
+) -> list[Encoded]:
+    """Render, prove and tokenise conversations, with one call of the tokenizer for all of them.
 
     Args:
-        conversation: messages of which some are to be learned.
+        conversations: messages of which some are to be learned.
         template: from `load_template`.
         tokenizer: the one the template was loaded for.
         cutoff_len: longest sample in tokens; None for no limit.
@@ -82,85 +87,135 @@ def encode_conversation(
 
     Raises:
         TemplateError: the contract cannot be proved for a turn.
-        DataError: tools or arguments are not JSON.
+        DataError: tools or arguments are not JSON, or a row is a plain text.
     """
-    messages, tools = conversation.messages, conversation.tools
-    if any(message.role == "text" for message in messages):
-        raise DataError(
-            "This row is a plain text, without a question and an answer.",
-            fix="use --stage pt, or name the columns of questions and answers",
-            where=conversation.source,
+    jobs = [
+        _encode(
+            conversation,
+            template=template,
+            cutoff_len=cutoff_len,
+            mask_history=mask_history,
+            train_on_prompt=train_on_prompt,
         )
-    trained = [n for n, message in enumerate(messages) if message.train]
-    if mask_history:
-        last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=-1)
-        trained = [n for n in trained if n == last]
+        for conversation in conversations
+    ]
+    return run_jobs(jobs, tokenizer)
 
-    def drafts_of(messages: Sequence[Message], trained: Iterable[int]) -> list[Draft]:
-        chat = prepare_chat(messages, template=template, tools=tools)
-        return encode_turns(chat, trained, tokenizer=tokenizer)
 
+def encode_conversation(conversation: Conversation, **settings: Any) -> Encoded:
+    """Encode one conversation; the settings are those of `encode_conversations`."""
+    return encode_conversations([conversation], **settings)[0]
+
+
+def _encode(
+    conversation: Conversation,
+    *,
+    template: Template,
+    cutoff_len: int | None,
+    mask_history: bool,
+    train_on_prompt: bool,
+) -> Job[Encoded]:
+    messages = conversation.messages
+    make_chat = partial(prepare_chat, template=template, tools=conversation.tools)
     try:
-        drafts = drafts_of(messages, trained)
-        fitted = [fit(draft, messages, encode=drafts_of, cutoff_len=cutoff_len) for draft in drafts]
+        _check_no_text(conversation)
+        trained = _trained_turns(messages, mask_history=mask_history)
+        drafts = yield from draft_turns(make_chat(messages), trained)
+        fitted = [Fitted([draft]) for draft in drafts]
+        if cutoff_len is not None:
+            fitted = []
+            for draft in drafts:
+                part = yield from fit(draft, messages, make_chat=make_chat, cutoff_len=cutoff_len)
+                fitted.append(part)
     except LlmtunerError as problem:
         raise problem.at(conversation.source) from problem
     kept = [draft for result in fitted for draft in result.drafts]
-    samples = (_to_sample(draft, conversation.source, train_on_prompt) for draft in kept)
-    return _summary(tuple(samples), conversation.source, fitted)
+    samples = [_to_sample(draft, conversation.source, train_on_prompt) for draft in kept]
+    return Encoded(
+        tuple(samples),
+        conversation.source,
+        drafts=tuple(kept),
+        num_turns_dropped=sum(result.num_turns_dropped for result in fitted),
+        is_prompt_cut=any(result.is_prompt_cut for result in fitted),
+        is_answer_cut=any(result.is_answer_cut for result in fitted),
+    )
 
 
-def encode_text(
-    conversation: Conversation,
+def _check_no_text(conversation: Conversation) -> None:
+    if any(message.role == "text" for message in conversation.messages):
+        raise DataError(
+            "This row is a plain text, without a question and an answer.",
+            fix="use --stage pt, or name the columns of questions and answers",
+        )
+
+
+def _trained_turns(messages: Sequence[Message], *, mask_history: bool) -> list[int]:
+    trained = [n for n, message in enumerate(messages) if message.train]
+    if not mask_history:
+        return trained
+    last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=-1)
+    return [n for n in trained if n == last]
+
+
+def encode_texts(
+    documents: Sequence[Conversation],
     *,
     tokenizer: PreTrainedTokenizerBase,
     cutoff_len: int | None = None,
-) -> Encoded:
-    """Tokenise one pre-training document: everything is learned, the end of the text too.
+) -> list[Encoded]:
+    """Tokenise pre-training documents: everything is learned, the end of each text too.
 
-    A document longer than `cutoff_len` becomes several samples; nothing is dropped. BOS stands in
-    front where the tokenizer itself puts it.
+    A document longer than `cutoff_len` becomes several samples; nothing is dropped or overwritten.
+    BOS stands in front of each sample where the tokenizer itself puts it in front of a text.
 
     Raises:
-        DataError: the row is a conversation, or the tokenizer has no end-of-text token.
+        DataError: a row is a conversation, or the tokenizer has no end-of-text token.
     """
-    text = "\n".join(message.content for message in conversation.messages)
-    if any(message.role != "text" for message in conversation.messages):
-        raise DataError(
-            "Pre-training needs texts, and this row is a conversation.",
-            fix="use --stage sft, or map the text column with `columns`",
-            where=conversation.source,
-        )
+    for document in documents:
+        if any(message.role != "text" for message in document.messages):
+            raise DataError(
+                "Pre-training needs texts, and this row is a conversation.",
+                fix="use --stage sft, or map the text column with `columns`",
+                where=document.source,
+            )
     if tokenizer.eos_token_id is None:
         raise DataError(
             "The tokenizer has no eos_token, so documents would run into each other.",
             fix="set one with --add_special_tokens",
         )
-    ids = tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
-    if not text or not ids:
-        return Encoded((), conversation.source)
-    if ids[-1] != tokenizer.eos_token_id:
-        ids = [*ids, tokenizer.eos_token_id]
-    size = cutoff_len or len(ids)
-    pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
-    samples = (Sample(piece, list(piece), conversation.source) for piece in pieces)
-    return Encoded(tuple(samples), conversation.source)
+    texts = ["\n".join(message.content for message in d.messages) for d in documents]
+    options = {"add_special_tokens": True, "split_special_tokens": True}
+    batch = tokenizer(texts, return_attention_mask=False, **options)["input_ids"] if texts else []
+    return [
+        _document(ids if text else [], document.source, tokenizer, cutoff_len)
+        for ids, text, document in zip(batch, texts, documents, strict=True)
+    ]
+
+
+def encode_text(document: Conversation, **settings: Any) -> Encoded:
+    """Tokenise one document; the settings are those of `encode_texts`."""
+    return encode_texts([document], **settings)[0]
+
+
+def _document(
+    ids: list[int], source: str, tokenizer: PreTrainedTokenizerBase, cutoff_len: int | None
+) -> Encoded:
+    """Return the samples of one document."""
+    if not ids:
+        return Encoded((), source)
+    bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    body = ids[len(bos) :]
+    if body[-1:] != [tokenizer.eos_token_id]:
+        body.append(tokenizer.eos_token_id)
+    size = max((cutoff_len or len(ids) + 1) - len(bos), 1)
+    pieces = [bos + body[start : start + size] for start in range(0, len(body), size)]
+    return Encoded(tuple(Sample(piece, list(piece), source) for piece in pieces), source)
 
 
 def _to_sample(draft: Draft, source: str, train_on_prompt: bool) -> Sample:
     if train_on_prompt:
         return Sample(draft.ids, list(draft.ids), source)
     labels = [IGNORE_INDEX] * len(draft.ids)
-    for start, end in draft.spans:
-        labels[start:end] = draft.ids[start:end]
+    for span in draft.spans:
+        labels[span.start : span.end] = draft.ids[span.start : span.end]
     return Sample(draft.ids, labels, source)
-
-
-def _summary(samples: tuple[Sample, ...], source: str, fitted: Sequence[Fitted]) -> Encoded:
-    return Encoded(
-        samples,
-        source,
-        num_turns_dropped=sum(result.num_turns_dropped for result in fitted),
-        is_prompt_cut=any(result.is_prompt_cut for result in fitted),
-        is_answer_cut=any(result.is_answer_cut for result in fitted),
-    )

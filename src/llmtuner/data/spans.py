@@ -1,14 +1,11 @@
 """Trained spans: where each answer begins and ends, and the proof that serving agrees."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.chat_jinja import Rendered
 from llmtuner.data.conversation import Message
-from llmtuner.data.prompt import GUARD_START, Chat, encode, guard, unguarded
+from llmtuner.data.prompt import GUARD_START, Chat, guard, unguarded
 from llmtuner.data.template import Template
 from llmtuner.extras.errors import TemplateError
 
@@ -26,50 +23,6 @@ class TurnText:
     prompt: str
     answer: str
     enable_thinking: bool | None
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A sample in the making.
-
-    Attributes:
-        ids: token ids.
-        spans: [start, end) of each trained span.
-        turns: numbers of the trained messages, one for each span.
-    """
-
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    turns: list[int]
-
-
-def encode_turns(
-    chat: Chat, trained: Iterable[int], *, tokenizer: PreTrainedTokenizerBase
-) -> list[Draft]:
-    """Prove and tokenise the trained turns, chained into as few samples as the contract allows.
-
-    A turn goes into the sample of the turn before when its prompt continues that sample id by id. A
-    template that rewrites history, or history that is tokenised differently inside the later
-    prompt, begins a new sample.
-
-    Raises:
-        TemplateError: training and serving would not agree.
-    """
-    drafts: list[Draft] = []
-    before: _History | None = None
-    for turn in trained:
-        text = prove_turn(chat, turn)
-        prompt = before.prompt_ids(text.prompt) if before else encode(text.prompt, tokenizer)
-        answer = _answer_ids(text.answer, turn, chat.template, tokenizer)
-        last = drafts[-1] if drafts else Draft([], [], [])
-        span = (len(prompt), len(prompt) + len(answer))
-        if last.ids and prompt[: len(last.ids)] == last.ids:
-            drafts[-1] = Draft(prompt + answer, [*last.spans, span], [*last.turns, turn])
-        else:
-            drafts.append(Draft(prompt + answer, [span], [turn]))
-        end = chat.template.cutting_stops.get(answer[-1])
-        before = _History(before, text, end, tokenizer)
-    return drafts
 
 
 def prove_turn(chat: Chat, turn: int) -> TurnText:
@@ -97,56 +50,6 @@ def prove_turn(chat: Chat, turn: int) -> TurnText:
     return proved[0]
 
 
-class _History:
-    """Tokenises a later prompt from the earlier ones, so that long conversations stay linear.
-
-    The tokenizer cuts a text at special tokens before it does anything else. Where the later prompt
-    only adds to the text, what follows the earlier end token can be tokenised alone.
-    """
-
-    def __init__(
-        self,
-        before: "_History | None",
-        text: TurnText,
-        end: str | None,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._before = before
-        self._text = text.prompt + text.answer
-        self._ids: list[int] | None = None
-        self._end = end
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids of `prompt`, exactly as if it were tokenised as a whole."""
-        end = self._end
-        if end is None or not self._text.endswith(end) or not prompt.startswith(self._text):
-            return encode(prompt, self._tokenizer)
-        rest = encode(end + prompt[len(self._text) :], self._tokenizer)
-        return self._own_ids() + rest[1:]
-
-    def _own_ids(self) -> list[int]:
-        if self._ids is None:
-            before = self._before
-            whole = before.prompt_ids if before else lambda text: encode(text, self._tokenizer)
-            self._ids = whole(self._text)
-        return self._ids
-
-
-def _answer_ids(
-    text: str, turn: int, template: Template, tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    """Return the ids of an answer, tokenised apart from its prompt, as the model writes it."""
-    # A tokenizer that puts a space in front of every text must not get a second one.
-    ids = encode(text.removeprefix(" ") if template.is_space_added else text, tokenizer)
-    stops = set(template.stop_ids)
-    is_lost = len(ids) < 2 and text not in template.stop_tokens
-    if is_lost or ids[-1] not in stops or not stops.isdisjoint(ids[:-1]):
-        reason = "the tokens of the answer do not end in the one that serving stops on"
-        raise _unproved(reason, turn, text, template)
-    return ids
-
-
 def _settings(template: Template, *, has_thinking: bool) -> list[bool | None]:
     """Return the values of enable_thinking to try, the user's own first."""
     if not template.thinking_switches:
@@ -159,7 +62,7 @@ def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
     full = chat.render(turn + 1, enable_thinking=setting, generation_prompt=False)
     if not full.text.startswith(prompt):
         reason = "the conversation does not begin with the prompt that serving sends"
-        raise _unproved(reason, turn, full.text[-200:], chat.template)
+        raise unproved(reason, turn, full.text[-200:], chat.template)
     if chat.template.has_marks:
         end = _end_by_marks(full, len(prompt), turn, chat.template)
     else:
@@ -172,11 +75,11 @@ def _end_by_marks(full: Rendered, start: int, turn: int, template: Template) -> 
     marks = [mark for mark in full.marks if mark[1] > start]
     if not marks or full.text[start : marks[0][0]].replace("<think>", "").strip():
         reason = "the generation mark does not begin where the prompt ends"
-        raise _unproved(reason, turn, full.text[start:], template)
+        raise unproved(reason, turn, full.text[start:], template)
     # White space after the end token is the template's, not the model's.
     end = start + len(full.text[start : marks[-1][1]].rstrip())
     if not full.text.endswith(template.stop_tokens, start, end):
-        raise _unproved(
+        raise unproved(
             "the generation mark closes before the token that ends the turn",
             turn,
             full.text[start:],
@@ -196,7 +99,7 @@ def _end_by_stop(text: str, start: int, turn: int, chat: Chat) -> int:
     stops = "|".join(map(re.escape, template.stop_tokens))
     match = re.compile(f"(?<!{GUARD_START})(?:{stops})").search(text, after)
     if match is None:
-        raise _unproved("no stop token follows the answer", turn, text[start:], template)
+        raise unproved("no stop token follows the answer", turn, text[start:], template)
     return match.end()
 
 
@@ -206,7 +109,7 @@ def _check_content(text: TurnText, turn: int, chat: Chat) -> None:
     own = [message.content, message.thinking or "", *(call.name for call in message.tool_calls)]
     for part in own:
         if guard(part, "assistant", chat.template).strip() not in text.answer:
-            raise _unproved("the template changes the answer", turn, part, chat.template)
+            raise unproved("the template changes the answer", turn, part, chat.template)
 
 
 def _check_header(text: TurnText, turn: int, chat: Chat, setting: bool | None) -> None:
@@ -219,7 +122,7 @@ def _check_header(text: TurnText, turn: int, chat: Chat, setting: bool | None) -
     bare = chat.render(turn, enable_thinking=setting, generation_prompt=False).text
     if bare == text.prompt:
         reason = "the generation prompt lacks the header of the answer"
-        raise _unproved(reason, turn, text.answer, template)
+        raise unproved(reason, turn, text.answer, template)
 
 
 def _is_own_text(answer: str, message: Message, template: Template) -> bool:
@@ -239,9 +142,10 @@ def _before_own_text(answer: str, message: Message, template: Template) -> str:
     return answer.partition(names[0])[0] if names else ""
 
 
-def _unproved(
+def unproved(
     reason: str, turn: int, got: str, template: Template, fix: str = "choose another --template"
 ) -> TemplateError:
+    """Return the error for a turn of which training and serving would not agree."""
     return TemplateError(
         f"{template.label} does not train what is served: {reason} (message {turn}).",
         got=unguarded(got),

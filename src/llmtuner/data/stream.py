@@ -100,7 +100,7 @@ class SampleStream(IterableDataset[TrainRow | list[TrainRow]]):
             bad_rows = BadRows(self._args.on_bad_row)
             for row in load_conversations(spec, data_args=self._args, bad_rows=bad_rows):
                 if number >= 0 and number % shares == share:
-                    encoded = self._encode(row)
+                    encoded = self._encode([row])[0]
                     if epoch == 0:
                         tally(self.counts[spec.name], encoded)
                         note_bad_rows(self.counts[spec.name], bad_rows)
@@ -118,8 +118,8 @@ def held_out_samples(
         load_conversations(spec, data_args=args, bad_rows=BadRows(args.on_bad_row))
         for spec in specs
     )
-    held_out = islice(rows, num_rows)
-    return Dataset.from_list([_to_row(sample) for r in held_out for sample in encode(r).samples])
+    encoded = encode(list(islice(rows, num_rows)))
+    return Dataset.from_list([_to_row(sample) for row in encoded for sample in row.samples])
 
 
 def _to_row(sample: Sample) -> TrainRow:

@@ -1,7 +1,8 @@
 """Tokenise one data set into its store, counting what is kept, cut and left out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any, Protocol
@@ -14,24 +15,30 @@ from llmtuner.data.dataset_info import DatasetSpec
 from llmtuner.data.records import BadRows
 from llmtuner.data.render import Encoded
 from llmtuner.data.rows import load_conversations
+from llmtuner.data.template import Template
 from llmtuner.data.token_store import TokenRow, Tokens, content_key, load_or_build
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised when the same rows would become other tokens."""
 
-_WORKER_CHUNK = 64
+_BLOCK = 256  # rows that are tokenised together
 
 logger = get_logger(__name__)
 
 
 class Encoder(Protocol):
-    """Turns a conversation into samples; the stage decides which kind."""
+    """Turns conversations into samples; the stage decides which kind."""
 
-    def __call__(self, conversation: Conversation) -> Encoded:
-        """Return the samples of one conversation and what was lost on the way."""
+    @property
+    def template(self) -> Template | None:
+        """What renders the conversations; None where texts are shown as they are."""
+        ...
+
+    def __call__(self, conversations: Sequence[Conversation]) -> list[Encoded]:
+        """Return, for each conversation, its samples and what was lost on the way."""
         ...
 
     def fingerprint(self) -> dict[str, Any]:
@@ -81,38 +88,45 @@ def _encode_rows(
 ) -> Iterator[TokenRow]:
     with _progress() as progress:
         task = progress.add_task(f"Tokenising {name}", total=None)
-        for number, encoded in enumerate(_encoded(conversations, encode, args)):
+        num_workers = args.preprocessing_num_workers or 1
+        pairs = encode_in_blocks(conversations, encode, num_workers=num_workers)
+        for number, (_, encoded) in enumerate(pairs):
             progress.advance(task)
             tally(counts, encoded)
             for sample in encoded.samples:
                 yield TokenRow(sample.input_ids, sample.labels, sample.source, number)
 
 
-def _encoded(
-    conversations: Iterator[Conversation], encode: Encoder, args: DataArgs
-) -> Iterator[Encoded]:
-    workers = args.preprocessing_num_workers or 1
-    first = list(islice(conversations, _WORKER_CHUNK * workers))
-    if workers == 1 or len(first) < _WORKER_CHUNK * workers:
-        yield from map(encode, first)
-        yield from map(encode, conversations)
+def encode_in_blocks(
+    conversations: Iterator[Conversation], encode: Encoder, *, num_workers: int
+) -> Iterator[tuple[Conversation, Encoded]]:
+    """Yield every conversation with what became of it, in order.
+
+    One process gives the tokenizer whole blocks, which it spreads over the cores by itself; more
+    processes also render side by side. The tokens are the same.
+    """
+    blocks = iter(lambda: list(islice(conversations, _BLOCK)), [])
+    if num_workers == 1:
+        for block in blocks:
+            yield from zip(block, encode(block), strict=True)
         return
     # fork: the encoder with its tokenizer is inherited, not pickled
     pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("fork"), initializer=_set_encoder, initargs=(encode,)
+        num_workers, mp_context=get_context("fork"), initializer=_set_encoder, initargs=(encode,)
     )
     with pool:
-        yield from pool.map(_encode_one, first, chunksize=_WORKER_CHUNK)
-        while block := list(islice(conversations, _WORKER_CHUNK * workers * 8)):
-            yield from pool.map(_encode_one, block, chunksize=_WORKER_CHUNK)
+        while some := list(islice(blocks, num_workers * 4)):
+            for block, encoded in zip(some, pool.map(_encode_block, some), strict=True):
+                yield from zip(block, encoded, strict=True)
 
 
 def _set_encoder(encode: Encoder) -> None:
     _worker["encode"] = encode
 
 
-def _encode_one(conversation: Conversation) -> Encoded:
-    return _worker["encode"](conversation)
+def _encode_block(block: list[Conversation]) -> list[Encoded]:
+    # what a sample was made of is much larger than its tokens
+    return [replace(encoded, drafts=()) for encoded in _worker["encode"](block)]
 
 
 _worker: dict[str, Encoder] = {}  # filled in worker processes only, once, when they start

@@ -1,6 +1,7 @@
 """From settings to data sets: mixed, split and packed as asked, and never silently empty."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,13 @@ class LeavesOut:
     def __init__(self, letter: str) -> None:
         self.letter = letter
 
-    def __call__(self, conversation: Conversation) -> Encoded:
-        if conversation.messages[0].content.startswith(self.letter):
-            return Encoded((), conversation.source)
-        return text_encoder()(conversation)
+    template = None
+
+    def __call__(self, conversations: Sequence[Conversation]) -> list[Encoded]:
+        return [
+            Encoded((), row.source) if row.messages[0].content.startswith(self.letter) else encoded
+            for row, encoded in zip(conversations, text_encoder()(conversations), strict=True)
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         return {"kind": "test", "letter": self.letter}

@@ -12,8 +12,9 @@ from tiny_tokenizers import byte_level, sentence_piece
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from llmtuner.data.conversation import Conversation, Message
-from llmtuner.data.encoders import ConversationEncoder, TextEncoder, tokenizer_digest
-from llmtuner.data.template import load_template
+from llmtuner.data.encoders.pt import TextEncoder
+from llmtuner.data.encoders.sft import ConversationEncoder, build_encoder
+from llmtuner.data.tokenizer_digest import tokenizer_digest
 from llmtuner.hparams.data import DataArgs
 
 MARKS = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -37,11 +38,8 @@ def encoder(
 ) -> ConversationEncoder:
     tokenizer = copy_of(tokenizer or byte_level())
     tokenizer.chat_template = text
-    template = load_template(
-        None, tokenizer, default_system=default_system, enable_thinking=enable_thinking
-    )
-    args = DataArgs(**{"cutoff_len": 64, **values})
-    return ConversationEncoder.of(args, template=template, tokenizer=tokenizer)
+    values |= {"default_system": default_system, "enable_thinking": enable_thinking}
+    return build_encoder(DataArgs(**{"cutoff_len": 64, **values}), tokenizer)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -84,7 +82,7 @@ def test_what_does_not_change_tokens_does_not_change_the_fingerprint(
 def test_using_an_encoder_does_not_change_its_fingerprint() -> None:
     encode = encoder()
     before = encode.fingerprint()
-    assert encode(chat("Q", "A")).samples
+    assert encode([chat("Q", "A")])[0].samples
     assert encode.fingerprint() == before
 
 
@@ -97,7 +95,7 @@ def test_the_settings_reach_the_samples() -> None:
     turns = chat("Q1", "A1", "Q2", "A2")
 
     def labels(**values: Any) -> list[int]:
-        (sample,) = encoder(**values)(turns).samples
+        ((sample,),) = (row.samples for row in encoder(**values)([turns]))
         return [label for label in sample.labels if label != -100]
 
     both, last, everything = labels(), labels(mask_history=True), labels(train_on_prompt=True)
@@ -118,8 +116,8 @@ def test_a_text_encoder_is_told_apart_by_length_tokenizer_and_kind() -> None:
 def test_a_text_encoder_cuts_documents_into_samples() -> None:
     text = "The capital of France is Paris. " * 4
     document = Conversation((Message("text", text, train=True),), source="f.txt:1")
-    whole = TextEncoder(byte_level(), 10_000)(document).samples
-    pieces = TextEncoder(byte_level(), 8)(document).samples
+    whole = TextEncoder(byte_level(), 10_000)([document])[0].samples
+    pieces = TextEncoder(byte_level(), 8)([document])[0].samples
     assert len(whole) == 1
     assert [i for piece in pieces for i in piece.input_ids] == whole[0].input_ids
     assert {len(piece.input_ids) for piece in pieces[:-1]} == {8}

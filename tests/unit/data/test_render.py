@@ -344,15 +344,9 @@ def test_an_answer_that_the_tokenizer_loses_is_refused():
 def test_long_conversations_are_tokenised_as_if_whole(monkeypatch):
     turns = [f"{ATTACK if n == 4 else ''}turn {n} \n 高血压  " for n in range(24)]
     expected = encode(chat(*turns))
-    monkeypatch.setattr("llmtuner.data.spans._History.prompt_ids", _whole_prompt_ids)
+    monkeypatch.setattr("llmtuner.data.drafts._end_of", lambda *_: None)
     assert encode(chat(*turns)) == expected
     assert len(expected.samples) == 1
-
-
-def _whole_prompt_ids(self, prompt: str) -> list[int]:
-    from llmtuner.data.prompt import encode as encode_prompt
-
-    return encode_prompt(prompt, byte_level())
 
 
 # --- pre-training ---------------------------------------------------------------------------------

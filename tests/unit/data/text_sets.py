@@ -7,7 +7,7 @@ from typing import Any
 
 from tiny_tokenizers import byte_level
 
-from llmtuner.data.encoders import TextEncoder
+from llmtuner.data.encoders.pt import TextEncoder
 from llmtuner.hparams.data import DataArgs
 
 

@@ -1,7 +1,7 @@
 """Pre-training: learn every token of plain texts."""
 
 from llmtuner.data.build import build_datasets
-from llmtuner.data.encoders import TextEncoder
+from llmtuner.data.encoders.pt import build_encoder
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
@@ -23,7 +23,7 @@ def run(config: RunConfig) -> RunReport:
     tokenizer = load_tokenizer(config.model)
     data = build_datasets(
         config.data,
-        encode=TextEncoder(tokenizer=tokenizer, cutoff_len=config.data.cutoff_len),
+        encode=build_encoder(config.data, tokenizer),
         seed=config.train.seed,
         packing=config.data.packing is not False,
         for_training=config.train.do_train,

@@ -1,8 +1,7 @@
 """Supervised fine-tuning: learn the assistant's turns of conversations."""
 
 from llmtuner.data.build import build_datasets
-from llmtuner.data.encoders import ConversationEncoder
-from llmtuner.data.template import load_template
+from llmtuner.data.encoders.sft import build_encoder
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
@@ -22,16 +21,10 @@ def run(config: RunConfig) -> RunReport:
         )
     start = check_output_dir(config.train)
     tokenizer = load_tokenizer(config.model)
-    template = load_template(
-        config.data.template,
-        tokenizer,
-        default_system=config.data.default_system,
-        enable_thinking=config.data.enable_thinking,
-    )
-    tokenizer.chat_template = template.serving_text()
+    encode = build_encoder(config.data, tokenizer)
     data = build_datasets(
         config.data,
-        encode=ConversationEncoder.of(config.data, template=template, tokenizer=tokenizer),
+        encode=encode,
         seed=config.train.seed,
         packing=config.data.packing is True,
         for_training=config.train.do_train,
@@ -39,6 +32,6 @@ def run(config: RunConfig) -> RunReport:
     if data.saved_to is not None:
         return tokenized_report(config, data)
     prepared = prepare_run(
-        config, start=start, tokenizer=tokenizer, data=data, stop_ids=template.stop_ids
+        config, start=start, tokenizer=tokenizer, data=data, stop_ids=encode.template.stop_ids
     )
     return execute(prepared)
