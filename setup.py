@@ -25,7 +25,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.18"],
     "wandb": ["wandb>=0.19"],
     "swanlab": ["swanlab>=0.6"],
-    "dev": ["pytest>=8", "pytest-socket>=0.7", "ruff>=0.9", "mypy>=1.15"],
+    "dev": ["pytest>=8", "pytest-socket>=0.7", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.15"],
 }
 
 setup(

@@ -100,6 +100,7 @@ def pick_format(
             got=list(row),
             allowed="rows with one answer, for stage pt and sft",
             fix="map the question and the good answer with `columns`, or choose another data set",
+            kind="preference_data",
         )
     fitting = []
     for entry in formats:
@@ -121,7 +122,8 @@ def pick_format(
     if len({readings[entry.name] for entry in usable}) > 1:
         names = [entry.name for entry in usable]
         fix = 'choose one with "formatting" in dataset_info.json'
-        raise DataError("Several formats fit this row.", got=list(row), allowed=names, fix=fix)
+        problem = "Several formats fit this row."
+        raise DataError(problem, got=list(row), allowed=names, fix=fix, kind="unknown_format")
     return (usable or fitting)[0]
 
 
@@ -190,10 +192,12 @@ def _own_messages(
     result = []
     for number, message in enumerate(messages, start=1):
         if not isinstance(message, dict):
-            raise DataError(f"Message {number} is not an object.", got=message)
+            problem = f"Message {number} is not an object."
+            raise DataError(problem, got=message, kind="bad_message_list")
         if role_key not in message:
             problem = f"Message {number} has no {role_key!r}, which tags.role_tag names."
-            raise DataError(problem, got=list(message), fix=nearest_column(role_key, message))
+            fix = nearest_column(role_key, message)
+            raise DataError(problem, got=list(message), fix=fix, kind="unknown_role")
         role = message[role_key]
         if role not in roles:
             unset = [tag for tag in _ROLE_TAGS if tag not in tags]
@@ -202,6 +206,7 @@ def _own_messages(
                 got=role,
                 allowed=sorted(roles),
                 fix=f"name it with one of {', '.join(unset)}" if unset else "correct `tags`",
+                kind="unknown_role",
             )
         mapped = {
             key: value for key, value in message.items() if key not in (role_key, content_key)
@@ -228,7 +233,8 @@ def _no_format(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> Dat
     if missing := missing_columns(row, columns):
         key, name = next(iter(missing.items()))
         problem = f"Column {name!r}, which columns.{key} names, is not in the row."
-        return DataError(problem, got=list(row), fix=nearest_column(name, row))
+        fix = nearest_column(name, row)
+        return DataError(problem, got=list(row), fix=fix, kind="missing_column")
     return DataError(
         "No dataset format fits these columns.",
         got=list(row),
@@ -236,4 +242,5 @@ def _no_format(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> Dat
         "conversations, text",
         fix='say which columns to read with "columns" and "formatting" in dataset_info.json; data '
         "for preference or reward training has no answer to learn and cannot be used",
+        kind="unknown_format",
     )

@@ -2,13 +2,13 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from llmtuner.data.columns import Format, load_formats, open_formats
 from llmtuner.data.json_strict import JsonError, line_and_column, parse_json
-from llmtuner.data.sources import list_data_files
+from llmtuner.data.sources import FileStamp, list_data_files
 from llmtuner.extras.env import process_env
 from llmtuner.extras.errors import ConfigError, DataError, nearest
 from llmtuner.extras.logs import get_logger
@@ -45,6 +45,12 @@ _TAGS = (
 )  # fmt: skip
 
 
+class _EntryError(DataError):
+    """dataset_info.json, or one of its entries, is wrong."""
+
+    default_kind = "bad_dataset_info"
+
+
 @dataclass(frozen=True)
 class HubSource:
     """A data set on a hub.
@@ -78,6 +84,9 @@ class DatasetSpec:
         tags: the same for the keys and roles inside messages.
         num_samples: how many rows to draw; None takes all.
         custom_digest: sha256 over the user's own formats; None without them.
+        max_bad_rows: share of the rows that may be skipped; 0 where bad rows are errors.
+        stamps: of `files`, taken when the name was resolved; a file that no longer has its stamp
+            is refused when it is read. Empty takes any file.
     """
 
     name: str
@@ -88,11 +97,14 @@ class DatasetSpec:
     tags: Mapping[str, str] | None = None
     num_samples: int | None = None
     custom_digest: str | None = None
+    max_bad_rows: float = 0.0
+    stamps: tuple[FileStamp, ...] = field(default=(), compare=False)
 
     def reading_settings(self) -> dict[str, Any]:
         """Return, as JSON values, everything beside the files' bytes that decides the rows."""
         settings = asdict(self)
-        del settings["name"], settings["files"]
+        for name in ("name", "files", "stamps"):
+            del settings[name]
         return settings
 
 
@@ -134,8 +146,15 @@ def load_dataset_specs(data_args: DataArgs, names: Sequence[str]) -> list[Datase
             specs.append(DatasetSpec(name, files=tuple(list_data_files(path))))
         else:
             raise _undefined(name, info, folder)
-    digest = _digest(registry.folder)
-    return [replace(spec, custom_digest=digest) for spec in specs]
+    return [
+        replace(
+            spec,
+            custom_digest=_digest(registry.folder),
+            max_bad_rows=data_args.max_bad_rows if data_args.on_bad_row == "skip" else 0.0,
+            stamps=tuple(FileStamp.of(path) for path in spec.files),
+        )
+        for spec in specs
+    ]
 
 
 def _digest(folder: Path | None) -> str | None:
@@ -169,21 +188,21 @@ def _read_info(folder: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         info = parse_json(text)
     except OSError as error:
-        raise DataError(
+        raise _EntryError(
             f"{_FILE_NAME} cannot be read: {error.strerror}.",
             where=str(path),
             fix=f"give the folder that holds {_FILE_NAME} with --dataset_dir, or give the path of "
             "a data file with --dataset",
         ) from None
     except UnicodeDecodeError:
-        raise DataError(f"{_FILE_NAME} is not UTF-8.", where=str(path)) from None
+        raise _EntryError(f"{_FILE_NAME} is not UTF-8.", where=str(path)) from None
     except JsonError as error:
         line, column = line_and_column(text, error.offset)
         problem = f"{_FILE_NAME} is not JSON: {error.reason}."
-        raise DataError(problem, where=f"{path}:{line}:{column}") from None
+        raise _EntryError(problem, where=f"{path}:{line}:{column}") from None
     if not isinstance(info, dict):
         problem = f"{_FILE_NAME} is not an object of data sets."
-        raise DataError(problem, where=str(path), allowed='{"name": {"file_name": …}, …}')
+        raise _EntryError(problem, where=str(path), allowed='{"name": {"file_name": …}, …}')
     return info
 
 
@@ -197,7 +216,7 @@ def _formats_for(entry: Any, formats: list[Format], where: str) -> list[Format]:
         names = [entry.name for entry in formats]
         guess = nearest(str(formatting), names)
         fix = f"did you mean {guess}?" if guess else None
-        raise DataError(
+        raise _EntryError(
             "Unknown dataset format.", where=where, got=formatting, allowed=names, fix=fix
         )
     return named
@@ -212,7 +231,7 @@ def _read_entry(
     split: str | None,
 ) -> DatasetSpec:
     if not isinstance(entry, dict):
-        raise DataError("The entry is not an object.", where=where, got=entry)
+        raise _EntryError("The entry is not an object.", where=where, got=entry)
     _check_keys(entry, where)
     columns = _read_columns(entry.get("columns"), formats, where)
     tags = _read_tags(entry.get("tags"), formats, where)
@@ -222,7 +241,7 @@ def _read_entry(
         file_name = entry.get("file_name")
         if not file_name:
             problem = "The entry says nowhere where its rows are."
-            raise DataError(problem, where=where, got=list(entry), fix="add file_name")
+            raise _EntryError(problem, where=where, got=list(entry), fix="add file_name")
         path = folder / Path(file_name).expanduser()
         files = tuple(list_data_files(path))
         _check_sha1(entry.get("file_sha1"), path, where)
@@ -241,15 +260,15 @@ def _check_keys(entry: Mapping[str, Any], where: str) -> None:
     known = (*_TEXT_KEYS, *_OTHER_KEYS)
     for key, value in entry.items():
         if key in _REFUSED_KEYS and value is not None:
-            raise DataError(f"{key!r} is not supported.", where=where, fix=_REFUSED_KEYS[key])
+            raise _EntryError(f"{key!r} is not supported.", where=where, fix=_REFUSED_KEYS[key])
         if key not in known and key not in _REFUSED_KEYS:
             guess = nearest(key, known)
             fix = f"did you mean {guess}?" if guess else "remove it"
-            raise DataError("Unknown key.", where=where, got=key, allowed=known, fix=fix)
+            raise _EntryError("Unknown key.", where=where, got=key, allowed=known, fix=fix)
         if key in _TEXT_KEYS and not isinstance(value, str | None):
-            raise DataError(f"{key!r} is not a text.", where=where, got=value)
+            raise _EntryError(f"{key!r} is not a text.", where=where, got=value)
     if entry.get("ranking"):
-        raise DataError(
+        raise _EntryError(
             "The data set is for preference training (ranking is true).",
             where=where,
             allowed="data sets with one answer a row, for stage pt and sft",
@@ -258,7 +277,7 @@ def _check_keys(entry: Mapping[str, Any], where: str) -> None:
     count = entry.get("num_samples")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         problem = "'num_samples' is not a count of rows."
-        raise DataError(problem, where=where, got=count, allowed="whole numbers from 1")
+        raise _EntryError(problem, where=where, got=count, allowed="whole numbers from 1")
 
 
 def _default_hub() -> Literal["hf", "ms"]:
@@ -299,7 +318,7 @@ def _read_columns(given: Any, formats: Sequence[Format], where: str) -> Mapping[
     for key in columns:
         if key in _REFUSED_COLUMNS and key not in known:
             problem = f"columns.{key} is not supported."
-            raise DataError(problem, where=where, fix=_REFUSED_COLUMNS[key])
+            raise _EntryError(problem, where=where, fix=_REFUSED_COLUMNS[key])
     return columns
 
 
@@ -309,11 +328,11 @@ def _read_tags(given: Any, formats: Sequence[Format], where: str) -> Mapping[str
     if not any(entry.tags for entry in formats):
         names = ", ".join(entry.name for entry in formats)
         problem = f"The format {names} has no messages, so it takes no tags."
-        raise DataError(problem, where=where, fix="remove tags, or correct formatting")
+        raise _EntryError(problem, where=where, fix="remove tags, or correct formatting")
     tags = _names(given, "tags", _TAGS, where)
     missing = [key for key in ("role_tag", "content_tag") if key not in tags]
     if tags and missing:
-        raise DataError(
+        raise _EntryError(
             f"tags does not name {' and '.join(missing)}; once there are tags, none has a default.",
             where=where,
             got=dict(tags),
@@ -324,7 +343,7 @@ def _read_tags(given: Any, formats: Sequence[Format], where: str) -> Mapping[str
 
 def _names(given: Any, what: str, known: Sequence[str], where: str) -> dict[str, str]:
     if not isinstance(given, dict):
-        raise DataError(f"{what!r} is not an object.", where=where, got=given)
+        raise _EntryError(f"{what!r} is not an object.", where=where, got=given)
     names = {key: name for key, name in given.items() if name is not None}
     for key, name in names.items():
         if key not in known:
@@ -332,7 +351,7 @@ def _names(given: Any, what: str, known: Sequence[str], where: str) -> dict[str,
             guess = nearest(key, allowed)
             fix = f"did you mean {guess}?" if guess else "remove it"
             problem = f"Unknown key of {what!r}."
-            raise DataError(problem, where=where, got=key, allowed=allowed, fix=fix)
+            raise _EntryError(problem, where=where, got=key, allowed=allowed, fix=fix)
         if not isinstance(name, str) or not name:
-            raise DataError(f"{what}.{key} is not a name.", where=where, got=name)
+            raise _EntryError(f"{what}.{key} is not a name.", where=where, got=name)
     return names

@@ -46,6 +46,7 @@ def pick_codec(path: Path, encoding: str | None) -> str:
             f"The file is not UTF-8; it looks like {guess}.",
             where=str(path),
             fix=f"pass --encoding {guess}, or convert the file to UTF-8",
+            kind="wrong_encoding",
         )
     return guess
 
@@ -62,7 +63,8 @@ def decoded_lines(path: Path, codec: str, bad_rows: BadRows) -> Iterator[tuple[i
         if "\0" in line:
             column = line.index("\0") + 1
             problem = "The line contains a NUL character."
-            bad_rows.add(DataError(problem, where=f"{path}:{number}:{column}"))
+            where = f"{path}:{number}:{column}"
+            bad_rows.add(DataError(problem, where=where, kind="nul_character"))
             continue
         yield number, line.removeprefix("\ufeff") if number == 1 else line
 
@@ -102,7 +104,8 @@ def _text_lines(path: Path, codec: str) -> Iterator[tuple[int, str]]:
             yield from enumerate(file, start=1)
     except UnicodeError as error:
         problem = f"The bytes are not valid {codec}: {error}."
-        raise DataError(problem, where=str(path), fix="give the right --encoding") from None
+        fix = "give the right --encoding"
+        raise DataError(problem, where=str(path), fix=fix, kind="wrong_encoding") from None
 
 
 def _undecodable(path: Path, number: int, data: bytes, codec: str) -> DataError:
@@ -120,6 +123,7 @@ def _undecodable(path: Path, number: int, data: bytes, codec: str) -> DataError:
         where=f"{path}:{number}:{column}",
         got=got,
         fix=f"{hint}repair the line, or pass --on_bad_row skip",
+        kind="wrong_encoding",
     )
 
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from llmtuner.data.conversation import ToolCall
 from llmtuner.data.json_strict import JsonError, parse_json, raw_objects
+from llmtuner.extras.error_kinds import ErrorKind
 from llmtuner.extras.errors import DataError, nearest
+
+_ARGUMENTS = "`arguments` of the function call"
 
 
 def optional_text(row: Mapping[str, Any], name: str) -> str:
@@ -24,28 +27,37 @@ def optional_text(row: Mapping[str, Any], name: str) -> str:
             got=value,
             allowed="a text; numbers and booleans are not turned into one",
             fix="put the value in quotes",
+            kind="wrong_type",
         )
     return value
 
 
-def required_text(row: Mapping[str, Any], name: str) -> str:
+def required_text(row: Mapping[str, Any], name: str, *, kind: ErrorKind = "missing_column") -> str:
     """Return the text of a column that must hold more than white space.
+
+    Args:
+        row: with the names of the format.
+        name: of the column.
+        kind: of the error when there is no such text.
 
     Raises:
         DataError: it is missing, empty or not a text.
     """
     text = optional_text(row, name)
     if not text.strip():
-        raise missing_column(row, name)
+        raise missing_column(row, name, kind=kind)
     return text
 
 
-def missing_column(row: Mapping[str, Any], name: str) -> DataError:
+def missing_column(
+    row: Mapping[str, Any], name: str, *, kind: ErrorKind = "missing_column"
+) -> DataError:
     """Return the error for a column that is missing or empty."""
     guess = nearest(name, [key for key in row if key != name])
     hint = f"did you mean {guess!r}? Map it with `columns`" if guess else "map it with `columns`"
     fix = "fill it" if name in row else hint
-    return DataError(f"Column {name!r} is missing or empty.", got=list(row), fix=fix)
+    problem = f"Column {name!r} is missing or empty."
+    return DataError(problem, got=list(row), fix=fix, kind=kind)
 
 
 def first_name(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -63,11 +75,13 @@ def tools_text(value: object) -> str | None:
     """
     if value is None or value == "":
         return None
-    text = value if isinstance(value, str) else _dumped(value)
-    tools = _parsed(text, "Column 'tools'")
+    what = "Column 'tools'"
+    text = value if isinstance(value, str) else _dumped(value, what, "bad_tools")
+    tools = _parsed(text, what, "bad_tools")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         problem = "Column 'tools' is not a list of tool definitions."
-        raise DataError(problem, got=value, allowed='[{"name": …, "parameters": …}, …]')
+        allowed = '[{"name": …, "parameters": …}, …]'
+        raise DataError(problem, got=value, allowed=allowed, kind="bad_tools")
     return text if tools else None
 
 
@@ -79,7 +93,7 @@ def calls_from_text(text: str) -> tuple[ToolCall, ...]:
     Raises:
         DataError: the text is not of that shape.
     """
-    value = _parsed(text, "The function call")
+    value = _parsed(text, "The function call", "bad_tool_call")
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise _bad_call(text)
@@ -113,29 +127,32 @@ def _call(call: Mapping[str, Any], raw_arguments: str | None) -> ToolCall:
     if not isinstance(name, str) or not name:
         raise _bad_call(dict(call))
     if isinstance(arguments, str):
-        if not isinstance(_parsed(arguments, "`arguments` of the function call"), dict):
+        if not isinstance(_parsed(arguments, _ARGUMENTS, "bad_tool_call"), dict):
             raise _bad_call(dict(call))
         return ToolCall(name, arguments)
     if arguments is None:  # a function without parameters
         return ToolCall(name, "{}")
     if not isinstance(arguments, dict):
         raise _bad_call(dict(call))
-    return ToolCall(name, raw_arguments if raw_arguments is not None else _dumped(arguments))
+    if raw_arguments is None:
+        raw_arguments = _dumped(arguments, _ARGUMENTS, "bad_tool_call")
+    return ToolCall(name, raw_arguments)
 
 
-def _dumped(value: object) -> str:
+def _dumped(value: object, what: str, kind: ErrorKind) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except TypeError:
-        raise DataError("The value cannot be written as JSON.", got=value) from None
+        problem = f"{what} cannot be written as JSON."
+        raise DataError(problem, got=value, kind=kind) from None
 
 
-def _parsed(text: str, what: str) -> Any:
+def _parsed(text: str, what: str, kind: ErrorKind) -> Any:
     try:
         return parse_json(text)
     except JsonError as error:
         problem = f"{what} is not JSON: {error.reason} (character {error.offset + 1})."
-        raise DataError(problem, got=text) from None
+        raise DataError(problem, got=text, kind=kind) from None
 
 
 def _bad_call(value: object) -> DataError:
@@ -143,4 +160,5 @@ def _bad_call(value: object) -> DataError:
         "A function call is malformed.",
         got=value,
         allowed='{"name": "…", "arguments": {…}}, or a list of such objects',
+        kind="bad_tool_call",
     )

@@ -27,6 +27,7 @@ def read_hub_rows(source: HubSource, *, streaming: bool) -> Iterator[Row]:
             f"The data set cannot be loaded from the {hub} hub: {reason}",
             where=source.repo_id,
             fix="check the network and the name; or download the files and give their path",
+            kind="hub_failure",
         ) from error
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from llmtuner.extras.error_kinds import ErrorKind
+
 MAX_DEPTH = 100
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -19,16 +21,22 @@ class JsonError(ValueError):
     Attributes:
         reason: what is wrong, without a full stop.
         offset: index of the character where it is wrong.
+        kind: class of the error.
     """
 
-    def __init__(self, reason: str, offset: int) -> None:
+    def __init__(self, reason: str, offset: int, *, kind: ErrorKind = "malformed_json") -> None:
         super().__init__(reason)
         self.reason = reason
         self.offset = offset
+        self.kind = kind
 
 
 class _RefusedValue(Exception):
     """Raised inside the decoder's hooks, which do not know the offset."""
+
+    def __init__(self, reason: str, kind: ErrorKind = "malformed_json") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def parse_json(text: str) -> Any:
@@ -111,7 +119,7 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         raise JsonError(error.msg[0].lower() + error.msg[1:], error.pos) from None
     except _RefusedValue as error:
-        raise JsonError(str(error), start) from None
+        raise JsonError(str(error), start, kind=error.kind) from None
     except RecursionError:
         raise JsonError(f"the nesting is deeper than {MAX_DEPTH} levels", start) from None
     except ValueError:
@@ -130,14 +138,15 @@ def _check_escapes(text: str, start: int, end: int) -> None:
         code = int(match[1], 16) if match[1] else -1
         is_low = 0xDC00 <= code <= 0xDFFF
         if low_due_at != -1 and not (is_low and match.start() == low_due_at):
-            raise JsonError(half, low_due_at - 6)
+            raise JsonError(half, low_due_at - 6, kind="lone_surrogate")
         if is_low and low_due_at == -1:
-            raise JsonError(half, match.start())
+            raise JsonError(half, match.start(), kind="lone_surrogate")
         if code == 0:
-            raise JsonError("a string contains the NUL character", match.start())
+            problem = "a string contains the NUL character"
+            raise JsonError(problem, match.start(), kind="nul_character")
         low_due_at = match.end() if 0xD800 <= code <= 0xDBFF else -1
     if low_due_at != -1:
-        raise JsonError(half, low_due_at - 6)
+        raise JsonError(half, low_due_at - 6, kind="lone_surrogate")
 
 
 def _check_depth(value: Any, start: int) -> None:
@@ -159,7 +168,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in result if names.count(key) > 1)
-        raise _RefusedValue(f"the key {twice!r} occurs twice in one object")
+        raise _RefusedValue(f"the key {twice!r} occurs twice in one object", "duplicate_key")
     return result
 
 

@@ -31,6 +31,7 @@ class BadRows:
     Attributes:
         on_bad_row: "error" raises, "skip" counts.
         count: rows left out so far.
+        num_good: rows read and kept so far.
         kinds: the same count for each kind of error.
         examples: the messages of the first 20 of them, each with its place.
         on_bad: called with every refused row (its `kind`, `where` and message), before an error is
@@ -39,6 +40,7 @@ class BadRows:
 
     on_bad_row: Literal["error", "skip"] = "error"
     count: int = 0
+    num_good: int = 0
     kinds: Counter[ErrorKind] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     on_bad: Callable[[DataError], None] | None = None

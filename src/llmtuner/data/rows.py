@@ -4,7 +4,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from llmtuner.data.columns import (
@@ -28,6 +27,9 @@ from llmtuner.extras.errors import DataError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
+_NUM_REASONS = 3
+_NUM_SPARED = 2  # one per cent of a small set is less than a row
+
 _logger = get_logger(__name__)
 
 
@@ -38,7 +40,8 @@ def load_conversations(
 
     `spec.num_samples` draws that many rows by a seeded permutation (and again with replacement
     when there are fewer), in file order; `data_args.max_samples` then takes the first ones. Rows
-    behind the last one taken are not read.
+    behind the last one taken are not read. At the end it is known, and checked, whether more were
+    skipped than `spec.max_bad_rows` allows.
 
     Args:
         spec: from `load_dataset_specs`.
@@ -49,24 +52,42 @@ def load_conversations(
     Raises:
         DataError: a bad row where those are errors, a file that cannot be read, or no usable row.
     """
-    num_skipped_before = bad_rows.count
-    taken = _read_all(spec, data_args, bad_rows)
+    own = BadRows("skip", on_bad=bad_rows.add)  # counts this set alone; `bad_rows` decides
+    taken = _read_all(spec, data_args, own)
     if spec.num_samples is not None:
         taken = iter(_draw(list(taken), spec.num_samples, seed))
     num_taken = 0
     for conversation in islice(taken, data_args.max_samples):
         num_taken += 1
         yield conversation
-    num_skipped = bad_rows.count - num_skipped_before
-    if num_skipped:
-        _logger.warning("%s: %d rows skipped; %s", spec.name, num_skipped, bad_rows.examples[-1])
+    if own.count:
+        _logger.warning("%s: %d rows skipped; %s", spec.name, own.count, own.examples[-1])
     if not num_taken:
-        reasons = "; ".join(bad_rows.examples[:3]) or "there is none"
+        reasons = "; ".join(own.examples[:_NUM_REASONS]) or "there is none"
         raise DataError(
-            f"0 usable rows of {num_skipped}: {reasons}",
+            f"0 usable rows of {own.count}: {reasons}",
             where=spec.name,
             fix="correct the rows, columns or max_samples",
+            kind="no_usable_rows",
         )
+    _check_share(spec, own)
+
+
+def _check_share(spec: DatasetSpec, bad_rows: BadRows) -> None:
+    """Refuse a data set of which too much was skipped: it, or its entry, is not what one thinks."""
+    num_rows = bad_rows.count + bad_rows.num_good
+    spared = min(_NUM_SPARED, num_rows // 2) if spec.max_bad_rows else 0
+    if bad_rows.count <= max(spec.max_bad_rows * num_rows, spared):
+        return
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in bad_rows.kinds.most_common())
+    raise DataError(
+        f"{bad_rows.count} of {num_rows} rows are bad ({kinds}): "
+        + "; ".join(bad_rows.examples[:_NUM_REASONS]),
+        where=spec.name,
+        allowed=f"a share of {spec.max_bad_rows:g}",
+        fix="repair the rows, or raise --max_bad_rows",
+        kind="too_many_bad_rows",
+    )
 
 
 def _read_all(spec: DatasetSpec, data_args: DataArgs, bad_rows: BadRows) -> Iterator[Conversation]:
@@ -85,18 +106,21 @@ def _read_all(spec: DatasetSpec, data_args: DataArgs, bad_rows: BadRows) -> Iter
             except DataError as error:
                 bad_rows.add(error.at(row.where))
                 continue
+            bad_rows.num_good += 1
             yield replace(conversation, source=row.where)
     if unseen and num_rows:
         key, name = next(iter(unseen.items()))
         problem = f"Column {name!r}, which columns.{key} names, is in no row."
-        raise DataError(problem, where=spec.name, fix="correct `columns` in dataset_info.json")
+        fix = "correct `columns` in dataset_info.json"
+        raise DataError(problem, where=spec.name, fix=fix, kind="missing_column")
 
 
 def _sources(spec: DatasetSpec, data_args: DataArgs, bad_rows: BadRows) -> Iterator[Iterator[Row]]:
     if spec.hub is not None:
         yield read_hub_rows(spec.hub, streaming=data_args.streaming)
-    for path in spec.files:
-        yield read_rows(Path(path), encoding=data_args.encoding, bad_rows=bad_rows)
+    stamps = spec.stamps or (None,) * len(spec.files)
+    for path, stamp in zip(spec.files, stamps, strict=True):
+        yield read_rows(path, encoding=data_args.encoding, bad_rows=bad_rows, stamp=stamp)
 
 
 def _as_mapping(value: object, columns: Mapping[str, str] | None) -> Mapping[str, Any]:
@@ -126,14 +150,15 @@ def _convert(row: Mapping[str, Any], entry: Format, spec: DatasetSpec) -> Conver
         if missing := missing_columns(row, spec.columns):
             key, name = next(iter(missing.items()))
             problem = f"{error.problem} columns.{key} names {name!r}, which the row does not have."
-            raise DataError(problem, got=list(row), fix=nearest_column(name, row)) from None
+            fix = nearest_column(name, row)
+            raise DataError(problem, got=list(row), fix=fix, kind=error.kind) from None
         raise
     except Exception as error:
         problem = f"The format {entry.name!r} failed: {type(error).__name__}: {error}."
-        raise DataError(problem, got=dict(own)) from error
+        raise DataError(problem, got=dict(own), kind="failing_format") from error
     if not isinstance(conversation, Conversation):
         problem = f"The format {entry.name!r} did not return a Conversation."
-        raise DataError(problem, got=conversation)
+        raise DataError(problem, got=conversation, kind="failing_format")
     check_conversation(conversation)
     return conversation
 

@@ -7,6 +7,7 @@ and Arrow. Strings come back byte-identical; nothing is converted by a guess abo
 import os
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,31 @@ _REFUSED_MAGIC = (
 )
 
 
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells, without reading it, that a file has changed."""
+
+    size_bytes: int
+    changed_at_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileStamp":
+        """Take the stamp of a regular file.
+
+        Raises:
+            DataError: the file is gone.
+        """
+        status = check_regular(path)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
 def read_rows(
-    path: Path, *, encoding: str | None = None, bad_rows: BadRows | None = None
+    path: Path,
+    *,
+    encoding: str | None = None,
+    bad_rows: BadRows | None = None,
+    stamp: FileStamp | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of one data file.
 
@@ -59,40 +83,82 @@ def read_rows(
         encoding: of the text; None recognises UTF-8 (with or without mark) and GB18030.
         bad_rows: gets the lines that cannot be read; None raises at the first one. A JSON array
             or CSV file that cannot be parsed is always an error: no row behind the fault is sure.
+        stamp: the file must have it before and after reading; None takes it now.
 
     Raises:
         DataError: with `file:line:column` where there is one.
     """
-    check_regular(path)
+    before = FileStamp.of(path)
+    stamp = stamp or before
+    _check_stamp(path, before, stamp)
     with path.open("rb") as file:
         magic = file.read(32)
     if not magic:
-        raise DataError("The file is empty.", where=str(path), fix="give a file with rows")
+        raise DataError(
+            "The file is empty.", where=str(path), fix="give a file with rows", kind="empty_file"
+        )
     for start, kind, fix in _REFUSED_MAGIC:
         if magic.startswith(start):
-            raise DataError(f"The file is {kind}.", where=str(path), fix=fix)
+            raise DataError(
+                f"The file is {kind}.", where=str(path), fix=fix, kind="unreadable_file"
+            )
     for start, reader in _BINARY_READERS:
         if magic.startswith(start):
-            return reader(path)
-    return _read_text_rows(path, pick_codec(path, encoding), bad_rows or BadRows())
+            return _unchanged(reader(path), path, stamp)
+    rows = _read_text_rows(path, pick_codec(path, encoding), bad_rows or BadRows())
+    return _unchanged(rows, path, stamp)
 
 
-def check_regular(path: Path) -> None:
-    """Refuse what is not a regular file: a pipe, a device, a socket, a folder, nothing at all."""
+def _unchanged(rows: Iterator[Row], path: Path, stamp: FileStamp) -> Iterator[Row]:
+    """Yield `rows`, then refuse them all if the file was written to meanwhile."""
     try:
-        mode = path.stat().st_mode
+        yield from rows
+    except DataError:
+        _check_stamp(path, FileStamp.of(path), stamp)  # a half-written line is not the user's fault
+        raise
+    _check_stamp(path, FileStamp.of(path), stamp)
+
+
+def _check_stamp(path: Path, now: FileStamp, stamp: FileStamp) -> None:
+    if now != stamp:
+        raise DataError(
+            "The file has changed since the run began.",
+            where=str(path),
+            got=f"{now.size_bytes} bytes, before {stamp.size_bytes}"
+            if now.size_bytes != stamp.size_bytes
+            else "the same size, written again",
+            fix="start the run again, and leave its data alone while it reads",
+            kind="file_changed",
+        )
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """Refuse what is no regular file: a pipe, a device, a socket, a folder, nothing at all.
+
+    Returns:
+        its status.
+    """
+    try:
+        status = path.stat()
     except OSError as error:
         problem = f"The data file cannot be opened: {error.strerror}."
-        raise DataError(problem, where=str(path), fix="check the path") from None
-    if not stat.S_ISREG(mode):
+        raise DataError(
+            problem, where=str(path), fix="check the path", kind="unreadable_file"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(
             "The path is not a regular file.",
             where=str(path),
             allowed="regular files; no pipes, devices or sockets",
             fix="write the data to a file first",
+            kind="unreadable_file",
         )
     if not os.access(path, os.R_OK):
-        raise DataError("The file is not readable.", where=str(path), fix="check its permissions")
+        fix = "check its permissions"
+        raise DataError(
+            "The file is not readable.", where=str(path), fix=fix, kind="unreadable_file"
+        )
+    return status
 
 
 def list_data_files(path: Path) -> list[Path]:
@@ -116,6 +182,7 @@ def list_data_files(path: Path) -> list[Path]:
             where=str(path),
             got=[p.name for p in visible],
             allowed=DATA_SUFFIXES,
+            kind="empty_file",
         )
     left_out = [p.name for p in visible if p not in found]
     if left_out:
@@ -128,7 +195,7 @@ def list_data_files(path: Path) -> list[Path]:
 def _read_text_rows(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
     first, second = _first_lines(path, codec)
     if first is None:
-        raise DataError("The file has only blank lines.", where=str(path))
+        raise DataError("The file has only blank lines.", where=str(path), kind="empty_file")
     kind = _text_kind(first, second, path.suffix.lower())
     return kind(path, codec, bad_rows)
 
@@ -188,7 +255,7 @@ def _read_json_lines(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]
             column = min(error.offset, len(line.rstrip())) + 1
             problem = f"The line is not JSON: {error.reason}."
             fix = "write one JSON value a line, or pass --on_bad_row skip"
-            bad_rows.add(DataError(problem, where=f"{where}:{column}", fix=fix))
+            bad_rows.add(DataError(problem, where=f"{where}:{column}", fix=fix, kind=error.kind))
             continue
         yield from _checked(value, where, bad_rows)
 
@@ -223,7 +290,8 @@ def _read_json_object(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row
 def _not_json(path: Path, text: str, error: JsonError) -> DataError:
     line, column = line_and_column(text, error.offset)
     problem = f"The file is not JSON: {error.reason}."
-    return DataError(problem, where=f"{path}:{line}:{column}", fix="repair the file")
+    where = f"{path}:{line}:{column}"
+    return DataError(problem, where=where, fix="repair the file", kind=error.kind)
 
 
 def _checked(value: Any, where: str, bad_rows: BadRows) -> Iterator[Row]:
@@ -231,7 +299,8 @@ def _checked(value: Any, where: str, bad_rows: BadRows) -> Iterator[Row]:
         yield Row(value, where)
     else:
         allowed = "an object, a list of messages, or a text"
-        bad_rows.add(DataError("The row is no row.", where=where, got=value, allowed=allowed))
+        problem = "The row is no row."
+        bad_rows.add(DataError(problem, where=where, got=value, allowed=allowed, kind="wrong_type"))
 
 
 def _is_message(value: object) -> bool:

@@ -48,7 +48,9 @@ def read_csv(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
         except csv.Error as error:
             problem = f"The file is not CSV: {error}."
             fix = 'close the quoted cell, and write a quote inside one as ""'
-            raise DataError(problem, where=f"{path}:{line}", fix=fix) from None
+            raise DataError(
+                problem, where=f"{path}:{line}", fix=fix, kind="malformed_csv"
+            ) from None
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
@@ -56,7 +58,8 @@ def read_csv(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
         elif len(cells) != len(header):
             problem = f"The record has {len(cells)} cells, the header {len(header)}."
             fix = "quote cells that contain the delimiter or a line break"
-            bad_rows.add(DataError(problem, where=f"{path}:{line}", got=cells, fix=fix))
+            where = f"{path}:{line}"
+            bad_rows.add(DataError(problem, where=where, got=cells, fix=fix, kind="malformed_csv"))
         else:
             named = {name: cell for name, cell in zip(header, cells, strict=True) if name}
             yield Row(named, f"{path}:{line}")
@@ -110,6 +113,7 @@ def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
         f"The {kind} file cannot be read: {reason}.",
         where=str(path),
         fix="write it again, it may have been cut short",
+        kind="malformed_table",
     )
 
 
@@ -122,5 +126,6 @@ def _checked_header(cells: list[str], where: str) -> list[str]:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         problem = "The CSV header names a column twice."
-        raise DataError(problem, where=where, got=twice, fix="rename one of them")
+        fix = "rename one of them"
+        raise DataError(problem, where=where, got=twice, fix=fix, kind="malformed_csv")
     return names

@@ -1,8 +1,12 @@
 """The rules that every conversation obeys, whatever format it came from."""
 
+import re
+
 from llmtuner.data.conversation import Conversation, Message
+from llmtuner.extras.error_kinds import ErrorKind
 from llmtuner.extras.errors import DataError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SKIP = "repair the row, or pass --on_bad_row skip"
 _NEXT = {
     "start": ("system", "user"),
@@ -20,20 +24,23 @@ def check_conversation(conversation: Conversation) -> None:
     A text stands alone. Else: an optional system turn first, then user and assistant in strict
     alternation; an assistant turn with calls is followed by one tool turn or more (results of
     parallel calls), then by the assistant. The last turn is the assistant's, an answer or a call.
-    User turns and answers are not empty. Nothing is cut, merged or re-ordered to make a row fit.
+    User turns and answers are not empty, and no text holds NUL or half of a surrogate pair.
+    Nothing is cut, merged or re-ordered to make a row fit.
 
     Raises:
         DataError: names the turn, counted from 1.
     """
     messages = conversation.messages
     if not messages:
-        raise DataError("The conversation has no turns.", fix=_SKIP)
+        raise DataError("The conversation has no turns.", fix=_SKIP, kind="no_turns")
     for number, message in enumerate(messages, start=1):
         _check_message(number, message)
+    _check_text("The column of tool definitions", conversation.tools or "")
     if any(message.role == "text" for message in messages):
         if len(messages) > 1:
             problem = "A pre-training text stands alone, it has no other turns."
-            raise DataError(problem, got=[message.role for message in messages], fix=_SKIP)
+            got = [message.role for message in messages]
+            raise DataError(problem, got=got, fix=_SKIP, kind="wrong_role_order")
         return
     state = "start"
     for number, message in enumerate(messages, start=1):
@@ -46,35 +53,50 @@ def check_conversation(conversation: Conversation) -> None:
             got=[message.role for message in messages[-3:]],
             allowed="an answer of the assistant as the last turn",
             fix=f"add the answer or remove the turn; or {_SKIP.split(', or ')[1]}",
+            kind="unanswered_turn",
         )
 
 
 def _check_message(number: int, message: Message) -> None:
-    texts = (message.content, message.thinking or "", *(c.arguments for c in message.tool_calls))
-    if any("\0" in text for text in texts):
-        raise DataError(f"Turn {number} contains a NUL character.", fix=_SKIP)
+    texts = (message.content, message.thinking or "")
+    for text in (*texts, *(part for call in message.tool_calls for part in vars(call).values())):
+        _check_text(f"Turn {number}", text)
     may_be_empty = message.role in ("system", "tool") or bool(message.tool_calls)
-    if not may_be_empty and not message.content.strip():
-        raise DataError(f"Turn {number} ({message.role}) is empty.", got=message.content, fix=_SKIP)
+    if not may_be_empty and (not message.content or message.content.isspace()):
+        problem = f"Turn {number} ({message.role}) is empty."
+        kind: ErrorKind = "empty_answer" if message.role == "assistant" else "empty_turn"
+        raise DataError(problem, got=message.content, fix=_SKIP, kind=kind)
     if message.train and message.role not in ("assistant", "text"):
         raise DataError(
             f"Turn {number} ({message.role}) asks to be trained.",
             allowed="training on assistant turns",
             fix="remove its weight, or use --train_on_prompt",
+            kind="untrainable_turn",
         )
 
 
+def _check_text(what: str, text: str) -> None:
+    if "\0" in text:
+        raise DataError(f"{what} contains a NUL character.", fix=_SKIP, kind="nul_character")
+    if not text.isascii() and (found := _SURROGATE.search(text)):
+        problem = f"{what} contains half of a surrogate pair at character {found.start() + 1}."
+        raise DataError(problem, got=found[0], fix=_SKIP, kind="lone_surrogate")
+
+
 def _wrong_turn(number: int, message: Message, state: str) -> DataError:
+    kind: ErrorKind = "wrong_role_order"
     if message.role == "system":
+        kind = "late_system_turn"
         problem = f"Turn {number} is a system turn; only the first turn can be one."
     elif message.role == "tool":
+        kind = "tool_result_without_call"
         problem = f"Turn {number} is a tool result, but no function call stands before it."
     elif state in ("start", "system"):
         problem = f"The conversation starts with {_said(message)}."
     else:
         problem = f"Turn {number} ({message.role}) follows {_STATES[state]}."
     allowed = "a turn of " + " or ".join(_NEXT[state])
-    return DataError(problem, got=message.content, allowed=allowed, fix=_SKIP)
+    return DataError(problem, got=message.content, allowed=allowed, fix=_SKIP, kind=kind)
 
 
 _STATES = {

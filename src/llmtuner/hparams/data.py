@@ -57,3 +57,10 @@ class DataArgs:
     encoding: str | None = arg(None, "Text encoding of the files. Unset: UTF-8 or GB18030.")
     custom_formats: str | None = arg(None, "Folder with your own dataset formats (*.py).")
     on_bad_row: Literal["error", "skip"] = arg("error", "Stop at a bad row, or skip and count it.")
+    max_bad_rows: float = arg(
+        0.01,
+        "Share of the rows of a data set that may be skipped; more stop the run. Above 0, up to "
+        "two bad rows are let through in any set of which half is good.",
+        low=0,
+        high=1,
+    )

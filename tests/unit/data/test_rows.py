@@ -131,8 +131,9 @@ def test_bad_rows_are_skipped_and_counted(load: Loader) -> None:
 
 def test_every_refused_row_reaches_the_listener(load: Loader) -> None:
     heard: list[DataError] = []
-    (spec,) = load_dataset_specs(DataArgs(dataset_dir=str(load.folder)), ["x"]) if load(QA) else ()
+    load(QA)
     (load.folder / "x.jsonl").write_text('{"question": "", "answer": "a"}\n' * 30 + "{\n")
+    (spec,) = load_dataset_specs(DataArgs(dataset_dir=str(load.folder)), ["x"])
     for bad_rows in (BadRows("skip", on_bad=heard.append), BadRows(on_bad=heard.append)):
         with pytest.raises(DataError):
             list(load_conversations(spec, data_args=DataArgs(), bad_rows=bad_rows))
@@ -143,8 +144,57 @@ def test_every_refused_row_reaches_the_listener(load: Loader) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("num_bad", "num_rows", "share", "is_refused"),
+    [
+        (3, 300, 0.01, False),
+        (4, 300, 0.01, True),
+        (2, 4, 0.01, False),  # two are spared in a small set
+        (2, 3, 0.01, True),  # unless they are most of it
+        (3, 50, 0.01, True),
+        (3, 50, 0.06, False),
+        (49, 50, 1.0, False),
+        (1, 1000, 0.0, True),
+    ],
+)
+def test_too_many_bad_rows_stop_the_run(
+    load: Loader, num_bad: int, num_rows: int, share: float, is_refused: bool
+) -> None:
+    rows = [{"question": "", "answer": "a"}] * num_bad + QA[:1] * (num_rows - num_bad)
+    if not is_refused:
+        assert len(load(rows, on_bad_row="skip", max_bad_rows=share)) == num_rows - num_bad
+        return
+    told = rf"x: {num_bad} of {num_rows} rows are bad \(missing_column: {num_bad}\): .*x\.jsonl:1: "
+    with pytest.raises(DataError, match=told) as caught:
+        load(rows, on_bad_row="skip", max_bad_rows=share)
+    assert caught.value.kind == "too_many_bad_rows"
+
+
+@pytest.mark.parametrize("change", ["grown", "shrunk", "rewritten", "gone"])
+def test_a_file_that_changes_is_refused(load: Loader, change: str) -> None:
+    load(QA)
+    path = load.folder / "x.jsonl"
+    (spec,) = load_dataset_specs(DataArgs(dataset_dir=str(load.folder)), ["x"])
+
+    def read() -> list[Conversation]:
+        rows = load_conversations(spec, data_args=DataArgs(), bad_rows=BadRows("skip"))
+        one = [next(rows)]
+        if len(texts) == 1:
+            texts.append("read")
+            path.unlink() if change == "gone" else path.write_text(texts[0])
+        return one + list(rows)
+
+    whole = path.read_text()
+    line = json.dumps(QA[0])
+    texts = [{"grown": whole + "\n" + line, "shrunk": line, "rewritten": whole, "gone": ""}[change]]
+    said = "cannot be opened" if change == "gone" else "has changed since the run began"
+    for _ in range(2):  # while it is read, and when it is read again
+        with pytest.raises(DataError, match=rf"x\.jsonl: .*{said}"):
+            read()
+
+
 def test_only_twenty_bad_rows_are_listed(load: Loader) -> None:
-    load([{"question": "", "answer": "a"}] * 30 + QA, on_bad_row="skip")
+    load([{"question": "", "answer": "a"}] * 30 + QA, on_bad_row="skip", max_bad_rows=1)
     assert (load.bad_rows.count, len(load.bad_rows.examples)) == (30, 20)
 
 

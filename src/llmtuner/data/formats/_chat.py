@@ -56,7 +56,8 @@ def to_conversation(row: Mapping[str, Any], columns: Sequence[str], shape: Shape
     if not isinstance(found, list) or not found:
         problem = f"Column {columns[0]!r} is not a list of messages."
         got = list(row) if found is None else found
-        raise DataError(problem, got=got, fix="map the column of the messages with `columns`")
+        fix = "map the column of the messages with `columns`"
+        raise DataError(problem, got=got, fix=fix, kind="bad_message_list")
     tools = tools_text(row.get("tools"))
     messages: list[Message] = []
     for number, raw in enumerate(found, start=1):
@@ -64,7 +65,9 @@ def to_conversation(row: Mapping[str, Any], columns: Sequence[str], shape: Shape
             message, own_tools = _message(raw, shape)
         except DataError as error:
             problem = f"Message {number}: {error.problem}"
-            raise DataError(problem, got=error.got, allowed=error.allowed, fix=error.fix) from None
+            raise DataError(
+                problem, got=error.got, allowed=error.allowed, fix=error.fix, kind=error.kind
+            ) from None
         messages.append(message)
         tools = tools or own_tools
     system = optional_text(row, "system")
@@ -75,7 +78,7 @@ def to_conversation(row: Mapping[str, Any], columns: Sequence[str], shape: Shape
 
 def _message(raw: object, shape: Shape) -> tuple[Message, str | None]:
     if not isinstance(raw, dict):
-        raise DataError("It is not an object.", got=raw)
+        raise DataError("It is not an object.", got=raw, kind="bad_message_list")
     spelling = raw.get(shape.role_key)
     if not isinstance(spelling, str) or spelling not in shape.roles:
         raise _unknown_role(raw, shape)
@@ -84,7 +87,8 @@ def _message(raw: object, shape: Shape) -> tuple[Message, str | None]:
     is_assistant = role in ("assistant", "call")
     if not is_assistant and (content.calls or content.thinking):
         problem = f"A {spelling!r} message holds a function call or reasoning."
-        raise DataError(problem, got=raw, allowed="these only in assistant messages")
+        allowed = "these only in assistant messages"
+        raise DataError(problem, got=raw, allowed=allowed, kind="wrong_role_order")
     our_role: Role = "assistant" if is_assistant else _plain_role(role)
     message = Message(
         our_role,
@@ -111,7 +115,7 @@ def _content(raw: Mapping[str, Any], shape: Shape, *, is_call: bool) -> _Content
     thinking = next((optional_text(raw, key) for key in _THINKING_KEYS if raw.get(key)), None)
     if value is None and not calls:
         problem = f"The {shape.content_key!r} is missing or null, and there is no function call."
-        raise DataError(problem, got=raw)
+        raise DataError(problem, got=raw, kind="missing_content")
     if isinstance(value, list):
         parts = _parts(value)
         return _Content(parts.text, parts.thinking or thinking, parts.calls + calls, parts.tools)
@@ -138,6 +142,7 @@ def _parts(parts: Sequence[object]) -> _Content:
                 got=part,
                 allowed="text, reasoning, tool_call, tools",
                 fix="images, audio and video are not supported; leave such rows out",
+                kind="unknown_content_part",
             )
         value = part.get("value") if part.get("value") is not None else part.get(str(kind))
         if kind == "tool_call":
@@ -145,7 +150,8 @@ def _parts(parts: Sequence[object]) -> _Content:
         elif kind == "tools":
             tools = tools_text(value)
         elif not isinstance(value, str):
-            raise DataError(f"The value of a {kind} part is not a text.", got=part)
+            problem = f"The value of a {kind} part is not a text."
+            raise DataError(problem, got=part, kind="wrong_type")
         else:
             (texts if kind == "text" else thoughts).append(value)
     return _Content("".join(texts), "".join(thoughts) or None, calls, tools)
@@ -161,16 +167,19 @@ def _is_trained(raw: Mapping[str, Any], *, default: bool) -> bool:
                 got=flag,
                 allowed="0 (not trained) or 1 (trained)",
                 fix="weights between are not supported; choose one",
+                kind="bad_weight",
             )
     if len({bool(flag) for flag in flags.values()}) > 1:
-        raise DataError("The flags that say what is trained disagree.", got=flags)
+        problem = "The flags that say what is trained disagree."
+        raise DataError(problem, got=flags, fix="keep one of them", kind="bad_weight")
     return bool(next(iter(flags.values()), default))
 
 
 def _unknown_role(raw: Mapping[str, Any], shape: Shape) -> DataError:
     if shape.role_key not in raw:
         problem = f"The message has no {shape.role_key!r}."
-        return DataError(problem, got=list(raw), fix="name the keys of a message with `tags`")
+        fix = "name the keys of a message with `tags`"
+        return DataError(problem, got=list(raw), fix=fix, kind="unknown_role")
     got = raw[shape.role_key]
     guess = nearest(str(got), shape.roles)
     fix = f"did you mean {guess!r}? " if guess else ""
@@ -179,4 +188,5 @@ def _unknown_role(raw: Mapping[str, Any], shape: Shape) -> DataError:
         got=got,
         allowed=sorted(shape.roles),
         fix=f"{fix}Name the roles of this data set with `tags`",
+        kind="unknown_role",
     )

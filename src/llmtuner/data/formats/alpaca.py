@@ -34,6 +34,7 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
             got=row["output"],
             allowed="a text",
             fix="choose the answer to train on; stage pt and sft learn from one answer",
+            kind="preference_data",
         )
     messages = []
     if system := optional_text(row, "system"):
@@ -44,7 +45,9 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
     if not prompt.strip():
         raise missing_column(row, "instruction")
     messages.append(Message("user", prompt))
-    messages.append(Message("assistant", required_text(row, "output"), train=True))
+    messages.append(
+        Message("assistant", required_text(row, "output", kind="missing_answer"), train=True)
+    )
     return Conversation(tuple(messages), tools=tools_text(row.get("tools")))
 
 
@@ -65,4 +68,5 @@ def _history(pairs: object) -> list[Message]:
 
 def _bad_history(got: object) -> DataError:
     problem = "Column 'history' is not a list of [user text, assistant text] pairs."
-    return DataError(problem, got=got, fix="write it as [[question, answer], …]")
+    fix = "write it as [[question, answer], …]"
+    return DataError(problem, got=got, fix=fix, kind="bad_history")

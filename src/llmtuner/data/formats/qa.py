@@ -45,7 +45,9 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
     names = _names(row)
     pair = _pair(set(names))
     if pair is None:
-        raise missing_column(row, "answer" if "question" in names else "question")
+        if "question" in names:
+            raise missing_column(row, "answer", kind="missing_answer")
+        raise missing_column(row, "question")
     question, answer = pair
     around = (_BEFORE.get(question), question, *(name for name in _AFTER if name != question))
     parts = (optional_text(row, names[name]) for name in around if name in names)
@@ -56,7 +58,7 @@ def to_conversation(row: Mapping[str, Any]) -> Conversation:
     messages = (
         *((Message("system", system),) if system else ()),
         Message("user", prompt),
-        Message("assistant", required_text(row, names[answer]), train=True),
+        Message("assistant", required_text(row, names[answer], kind="missing_answer"), train=True),
     )
     return Conversation(messages)
 

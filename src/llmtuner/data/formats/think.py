@@ -20,7 +20,7 @@ def matches(row: Mapping[str, Any]) -> bool:
 def to_conversation(row: Mapping[str, Any]) -> Conversation:
     """Turn the question into a user turn, reasoning and answer into a trained assistant turn."""
     system = optional_text(row, "system")
-    answer = required_text(row, "answer")
+    answer = required_text(row, "answer", kind="missing_answer")
     messages = (
         *((Message("system", system),) if system else ()),
         Message("user", required_text(row, "question")),
