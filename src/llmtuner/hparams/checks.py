@@ -90,7 +90,7 @@ def _job(config: RunConfig) -> Iterator[Problem]:
         yield _is_file("output_dir", train.output_dir)
     has_rows = data.dataset is not None or data.tokenized_path is not None
     if not has_rows and (train.do_train or data.eval_dataset is None):
-        yield _missing("dataset", f"a name from {data.dataset_dir}/dataset_info.json, or a file")
+        yield _no_dataset(config)
     if train.gradient_checkpointing and config.model.disable_gradient_checkpointing:
         names = ("gradient_checkpointing", "disable_gradient_checkpointing")
         yield names, ConfigError(f"{names[0]} and {names[1]} are both true.", fix="drop one")
@@ -229,6 +229,16 @@ def _missing(name: str, what: str) -> Problem:
     return (name,), ConfigError(f"{name} is missing.", fix=f"add --{name} with {what}")
 
 
+def _no_dataset(config: RunConfig) -> Problem:
+    info = f"{config.data.dataset_dir}/dataset_info.json"
+    return _missing("dataset", f"a name from {info}, or a file")
+
+
+def _rows(config: RunConfig) -> Iterator[Problem]:
+    if config.data.dataset is None and config.data.eval_dataset is None:
+        yield _no_dataset(config)
+
+
 def _is_file(name: str, path: str) -> Problem:
     return (name,), ConfigError(f"{name} is a file.", got=path, fix="name a folder")
 
@@ -239,4 +249,7 @@ _CHECKS: Mapping[str, tuple[_Check, ...]] = {
     "export": (_model, _export),
     "chat": (_model, _quantization),
     "eval": (_model, _quantization, _benchmark),
+    "data audit": (_model, _rows),
+    "data show": (_model, _rows),
+    "data verify": (_model, _rows),
 }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from llmtuner.hparams.audit import AuditArgs
 from llmtuner.hparams.data import DataArgs
 from llmtuner.hparams.evaluating import EvaluatingArgs
 from llmtuner.hparams.export import ExportArgs
@@ -14,6 +15,7 @@ from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.hparams.options import GROUPS, OTHER_GROUP, options_of
+from llmtuner.hparams.showing import ShowingArgs
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
 
@@ -36,6 +38,8 @@ class RunConfig:
     command: str
     model: ModelArgs = field(default_factory=ModelArgs)
     data: DataArgs = field(default_factory=DataArgs)
+    audit: AuditArgs = field(default_factory=AuditArgs)
+    showing: ShowingArgs = field(default_factory=ShowingArgs)
     finetuning: FinetuningArgs = field(default_factory=FinetuningArgs)
     lora: LoraArgs = field(default_factory=LoraArgs)
     freeze: FreezeArgs = field(default_factory=FreezeArgs)

@@ -17,6 +17,9 @@ _SUMMARIES: Mapping[str, str] = {
     "export": "Merge adapters into the base model and write it to a folder.",
     "chat": "Talk to a model in the terminal.",
     "eval": "Score a model on a multiple-choice benchmark.",
+    "data audit": "Count what is trained, cut and left out, and find defects with their places.",
+    "data show": "Show one row token by token: what the model reads and what it learns.",
+    "data verify": "Prove over all rows that what is trained is what is served.",
 }
 _EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "train": (
@@ -43,10 +46,25 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "--lang zh --n_shot 5",
         "llmtuner eval --model_name_or_path models/merged --task mmlu_test --batch_size 8",
     ),
+    "data audit": (
+        "llmtuner data audit sft.yaml --report_dir output/audit",
+        "llmtuner data audit --model_name_or_path Qwen/Qwen3-1.7B --dataset data/my.jsonl "
+        "--audit_limits duplicate_row=0.01,answer_cut=0",
+    ),
+    "data show": (
+        "llmtuner data show --model_name_or_path Qwen/Qwen3-1.7B --dataset identity --row 3",
+        "llmtuner data show sft.yaml --row 0 --json",
+    ),
+    "data verify": (
+        "llmtuner data verify sft.yaml",
+        "llmtuner data verify --model_name_or_path output/sft --dataset data/my.jsonl",
+    ),
 }
 _TITLES: Mapping[str, str] = {
     "model": "Model",
     "data": "Data",
+    "audit": "Audit",
+    "showing": "Showing",
     "finetuning": "Fine-tuning",
     "lora": "LoRA and QLoRA (finetuning_type lora)",
     "freeze": "Freeze (finetuning_type freeze)",
@@ -60,6 +78,9 @@ _ORDERS: Mapping[str, tuple[str, ...]] = {
     "export": ("export",),
     "chat": ("generating",),
     "eval": ("evaluating",),
+    "data audit": ("showing", "audit", "data", "model"),
+    "data show": ("showing", "data", "model"),
+    "data verify": ("data", "model"),
 }
 """Command -> groups that come first; the others follow in their usual order."""
 
@@ -68,7 +89,7 @@ def help_text(command: str, all: bool = False) -> str:
     """Return the help of a command.
 
     Args:
-        command: "train", "export", "chat" or "eval".
+        command: a key of `COMMAND_GROUPS`.
         all: with one line for each of the less usual trainer arguments, instead of their names.
     """
     options = options_of(command)
@@ -84,7 +105,7 @@ def help_text(command: str, all: bool = False) -> str:
         for option in options.values()
         if option.group == OTHER_GROUP and option.name not in load_aliases().names()
     ]
-    if tail:
+    if tail and not command.startswith("data "):
         parts.append(_tail(tail, all=all))
     return "\n".join(parts)
 
@@ -97,6 +118,8 @@ def _belongs(command: str, group: str) -> bool:
         "chat": ("export", "freeze"),
         "eval": ("export", "freeze"),
     }
+    if command.startswith("data "):
+        return group in (*_ORDERS[command], "finetuning")
     return group not in unused[command]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Le
 from pydantic.fields import FieldInfo
 
+from llmtuner.hparams.audit import AuditArgs
 from llmtuner.hparams.data import DataArgs
 from llmtuner.hparams.evaluating import EvaluatingArgs
 from llmtuner.hparams.export import ExportArgs
@@ -20,12 +21,15 @@ from llmtuner.hparams.full import FullArgs
 from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
+from llmtuner.hparams.showing import ShowingArgs
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
 
 GROUPS: Mapping[str, type] = {
     "model": ModelArgs,
     "data": DataArgs,
+    "audit": AuditArgs,
+    "showing": ShowingArgs,
     "finetuning": FinetuningArgs,
     "lora": LoraArgs,
     "freeze": FreezeArgs,
@@ -42,11 +46,16 @@ OTHER_GROUP = "other"
 """Group of the trainer arguments that no dataclass spells out; they land in `TrainArgs.other`."""
 
 _METHODS = ("model", "data", "finetuning", "lora", "freeze", "full")
+_TRAIN = (*_METHODS, "audit", "train", "swanlab", "generating", "export", OTHER_GROUP)
+_DATA = (*_TRAIN, "showing")  # a whole training file can be given to them
 COMMAND_GROUPS: Mapping[str, tuple[str, ...]] = {
-    "train": (*_METHODS, "train", "swanlab", "generating", "export", OTHER_GROUP),
+    "train": _TRAIN,
     "export": (*_METHODS, "export", "generating"),
     "chat": (*_METHODS, "generating", "export"),
     "eval": (*_METHODS, "evaluating", "export"),
+    "data audit": _DATA,
+    "data show": _DATA,
+    "data verify": _DATA,
 }
 """Command -> groups whose options it takes, as LLaMA-Factory's command of that name does."""
 

@@ -26,7 +26,7 @@ def parse(command: str, argv: Sequence[str]) -> RunConfig:
     Weakest first: defaults, one YAML or JSON file, then flags and `key=value` in order.
 
     Args:
-        command: "train", "export", "chat" or "eval".
+        command: a key of `COMMAND_GROUPS`, for example "train" or "data audit".
         argv: the words after the command.
 
     Raises:
