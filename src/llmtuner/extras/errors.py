@@ -147,6 +147,12 @@ class DistributedError(LlmtunerError):
     exit_code = 7
 
 
+class LayoutError(LlmtunerError):
+    """The same samples give another loss or gradient when they are laid out differently."""
+
+    exit_code = 8
+
+
 class EvalError(LlmtunerError):
     """A benchmark or metric cannot be computed."""
 

@@ -239,6 +239,22 @@ def _rows(config: RunConfig) -> Iterator[Problem]:
         yield _no_dataset(config)
 
 
+def _training_rows(config: RunConfig) -> Iterator[Problem]:
+    if config.data.dataset is None and config.data.tokenized_path is None:
+        yield _no_dataset(config)
+
+
+def _selfcheck(config: RunConfig) -> Iterator[Problem]:
+    batch = config.selfcheck.selfcheck_batch
+    if batch % 2:
+        problem = "selfcheck_batch must be even: two processes share it."
+        yield ("selfcheck_batch",), ConfigError(problem, got=batch)
+    if process_env().world_size > 1:
+        problem = "selfcheck starts its processes itself."
+        fix = "start it as `llmtuner selfcheck`, without deepspeed or torchrun"
+        yield ("world_size",), ConfigError(problem, got=process_env().world_size, fix=fix)
+
+
 def _is_file(name: str, path: str) -> Problem:
     return (name,), ConfigError(f"{name} is a file.", got=path, fix="name a folder")
 
@@ -246,6 +262,7 @@ def _is_file(name: str, path: str) -> Problem:
 _Check = Callable[[RunConfig], Iterator[Problem]]
 _CHECKS: Mapping[str, tuple[_Check, ...]] = {
     "train": (_model, _output_is_no_input, _quantization, _job, _precision, _data, _evaluation),
+    "selfcheck": (_model, _quantization, _training_rows, _selfcheck, _data),
     "export": (_model, _export),
     "chat": (_model, _quantization),
     "eval": (_model, _quantization, _benchmark),

@@ -15,6 +15,7 @@ from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.hparams.options import GROUPS, OTHER_GROUP, options_of
+from llmtuner.hparams.selfcheck import SelfcheckArgs
 from llmtuner.hparams.showing import ShowingArgs
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
@@ -49,6 +50,7 @@ class RunConfig:
     export: ExportArgs = field(default_factory=ExportArgs)
     evaluating: EvaluatingArgs = field(default_factory=EvaluatingArgs)
     swanlab: SwanlabArgs = field(default_factory=SwanlabArgs)
+    selfcheck: SelfcheckArgs = field(default_factory=SelfcheckArgs)
     given: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
 

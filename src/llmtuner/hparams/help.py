@@ -14,6 +14,7 @@ _GLUE = "\u00a0"
 
 _SUMMARIES: Mapping[str, str] = {
     "train": "Train a model: pre-training (pt) or supervised fine-tuning (sft).",
+    "selfcheck": "Prove with your own settings that the batch layout changes no gradient.",
     "export": "Merge adapters into the base model and write it to a folder.",
     "chat": "Talk to a model in the terminal.",
     "eval": "Score a model on a multiple-choice benchmark.",
@@ -30,6 +31,12 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "--dataset identity --val_size 0.1 --eval_strategy steps --output_dir output/qlora",
         "deepspeed --num_gpus 2 src/train_bash.py --deepspeed deepspeed_config.json --stage pt "
         "--do_train --finetuning_type full --model_name_or_path … --dataset … --output_dir …",
+    ),
+    "selfcheck": (
+        "llmtuner selfcheck sft.yaml",
+        "llmtuner selfcheck sft.yaml --cutoff_len 256 --selfcheck_report check.json",
+        "llmtuner selfcheck --model_name_or_path models/base --finetuning_type full "
+        "--dataset identity --selfcheck_steps 3",
     ),
     "export": (
         "llmtuner export --model_name_or_path Qwen/Qwen3-1.7B --adapter_name_or_path output/sft "
@@ -73,10 +80,12 @@ _TITLES: Mapping[str, str] = {
     "generating": "Generating",
     "export": "Export",
     "evaluating": "Benchmark",
+    "selfcheck": "Selfcheck",
 }
 _ORDERS: Mapping[str, tuple[str, ...]] = {
     "export": ("export",),
     "chat": ("generating",),
+    "selfcheck": ("selfcheck",),
     "eval": ("evaluating",),
     "data audit": ("showing", "audit", "data", "model"),
     "data show": ("showing", "data", "model"),
@@ -114,6 +123,7 @@ def _belongs(command: str, group: str) -> bool:
     """Leave out groups that a command only takes because LLaMA-Factory's does."""
     unused: Mapping[str, tuple[str, ...]] = {
         "train": ("export",),
+        "selfcheck": ("export", "generating", "swanlab", "audit"),
         "export": ("generating", "freeze"),
         "chat": ("export", "freeze"),
         "eval": ("export", "freeze"),

@@ -21,6 +21,7 @@ from llmtuner.hparams.full import FullArgs
 from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
+from llmtuner.hparams.selfcheck import SelfcheckArgs
 from llmtuner.hparams.showing import ShowingArgs
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
@@ -39,6 +40,7 @@ GROUPS: Mapping[str, type] = {
     "export": ExportArgs,
     "evaluating": EvaluatingArgs,
     "swanlab": SwanlabArgs,
+    "selfcheck": SelfcheckArgs,
 }
 """Group name (an attribute of RunConfig) -> its dataclass."""
 
@@ -50,6 +52,7 @@ _TRAIN = (*_METHODS, "audit", "train", "swanlab", "generating", "export", OTHER_
 _DATA = (*_TRAIN, "showing")  # a whole training file can be given to them
 COMMAND_GROUPS: Mapping[str, tuple[str, ...]] = {
     "train": _TRAIN,
+    "selfcheck": (*_TRAIN, "selfcheck"),
     "export": (*_METHODS, "export", "generating"),
     "chat": (*_METHODS, "generating", "export"),
     "eval": (*_METHODS, "evaluating", "export"),

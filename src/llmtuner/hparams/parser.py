@@ -121,7 +121,8 @@ def _build(command: str, values: Mapping[str, Any], notices: Sequence[str]) -> R
 
 
 def _read_deepspeed(config: RunConfig, problems: list[ConfigError]) -> DeepspeedFile | None:
-    if config.train.deepspeed is None:
+    # The selfcheck runs without DeepSpeed, whatever the training uses.
+    if config.train.deepspeed is None or config.command == "selfcheck":
         return None
     try:
         return read_deepspeed_file(config.train.deepspeed)

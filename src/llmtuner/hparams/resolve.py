@@ -13,12 +13,15 @@ TRACKERS = ("wandb", "swanlab", "tensorboard")
 
 HELD_OUT_RATIO = 0.1
 
+_TRAINING = ("train", "selfcheck")
+"""Commands whose settings are those of a training run."""
+
 
 def resolve(config: RunConfig, deepspeed: DeepspeedFile | None = None) -> RunConfig:
     """Return the config with every value filled in that follows from others."""
     for rule in _RULES:
         config = rule(config)
-    if config.command == "train":
+    if config.command in _TRAINING:
         for rule in _TRAIN_RULES:
             config = rule(config)
         if deepspeed is not None:
@@ -40,7 +43,7 @@ def _lora_alpha(config: RunConfig) -> RunConfig:
         return config
     alpha = 2 * config.lora.lora_rank
     # Elsewhere the adapter's own file says what it was trained with.
-    if config.command != "train" or config.method is not config.lora:
+    if config.command not in _TRAINING or config.method is not config.lora:
         return replace(config, lora=replace(config.lora, lora_alpha=alpha))
     return _derive(
         config,
