@@ -19,6 +19,7 @@ from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.build import BuiltData
 from llmtuner.data.collate import FlatCollator, PaddedCollator
+from llmtuner.data.verify import Contract
 from llmtuner.extras.dist import agree
 from llmtuner.extras.logs import get_logger
 from llmtuner.extras.seed import seed_everything
@@ -80,6 +81,7 @@ def prepare_run(
     tokenizer: PreTrainedTokenizerBase,
     data: BuiltData,
     stop_ids: Sequence[int],
+    contract: Contract | None = None,
 ) -> Run:
     """Load the model and wire the trainer.
 
@@ -89,6 +91,7 @@ def prepare_run(
         tokenizer: carries the chat template to save.
         data: the data sets.
         stop_ids: ids that end a turn.
+        contract: what was proved of the data; None where there are no prompts.
     """
     started = time.monotonic()
     precision = to_precision(config)
@@ -97,7 +100,15 @@ def prepare_run(
     identity = _identity(config, hf_args, data)
     if start.checkpoint is not None:
         check_identity(start.checkpoint, identity)
-    model, attention = _load_model(config, hf_args, precision, tokenizer)
+    device_type = hf_args.device.type
+    attention = choose_attention(config, device_type)
+    model = load_for_run(
+        config,
+        device_type=device_type,
+        precision=precision,
+        attention=attention,
+        tokenizer=tokenizer,
+    )
     store = CheckpointStore(
         output_dir=start.output_dir,
         run_id=run_id,
@@ -131,6 +142,7 @@ def prepare_run(
     report = replace(
         begin_report(config, run_id=run_id),
         data=data.report,
+        contract=contract.to_dict() if contract else {},
         model=_describe(model, hf_args, precision, attention),
     )
     return Run(config, trainer, trackers, predict, start, report, started)
@@ -165,17 +177,21 @@ def _describe(
     }
 
 
-def _load_model(
+def choose_attention(config: RunConfig, device_type: str) -> str:
+    """Return transformers' `attn_implementation` for training this model on this device."""
+    model_config = load_config(config.model, max_tokens=config.data.cutoff_len)
+    return pick_attention(config.model.flash_attn, device_type, config=model_config)
+
+
+def load_for_run(
     config: RunConfig,
-    hf_args: Seq2SeqTrainingArguments,
+    *,
+    device_type: str,
     precision: Precision,
+    attention: str,
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[PreTrainedModel | PeftModel, str]:
-    """Return the model, ready to train, and the attention it uses."""
-    device_type = hf_args.device.type
-    cutoff_len = config.data.cutoff_len
-    model_config = load_config(config.model, max_tokens=cutoff_len)
-    attention = pick_attention(config.model.flash_attn, device_type, config=model_config)
+) -> PreTrainedModel | PeftModel:
+    """Return the model, ready to train; the same one every time for the same seed."""
     load_for_training = METHODS.get(config.finetuning.finetuning_type)
     seed_everything(config.train.seed)  # adapters and new vocabulary rows start at random
     model = load_for_training(
@@ -184,7 +200,7 @@ def _load_model(
         precision=precision,
         attention=attention,
         tokenizer=tokenizer,
-        max_tokens=cutoff_len,
+        max_tokens=config.data.cutoff_len,
     )
     choice = pick_gradient_checkpointing(
         config.model, asked=config.train.gradient_checkpointing, device_type=device_type
@@ -194,7 +210,7 @@ def _load_model(
         enable_gradient_checkpointing(model, use_reentrant=config.model.use_reentrant_gc)
     if config.model.print_param_status:
         log_parameters(model)
-    return model, attention
+    return model
 
 
 def _companions(
@@ -223,11 +239,20 @@ def _companions(
 def _train_data(
     data: BuiltData, *, attention: str, tokenizer: PreTrainedTokenizerBase
 ) -> TrainData:
-    if uses_flat_batches(attention):
-        return TrainData(data.train, data.packs, data.evals, FlatCollator())
-    if data.packs is not None:
+    packs = data.packs
+    if packs is not None and not uses_flat_batches(attention):
         logger.warning("With this attention samples are padded, so they are not packed.")
-    return TrainData(data.train, None, data.evals, PaddedCollator(tokenizer.pad_token_id or 0))
+        packs = None
+    return TrainData(data.train, packs, data.evals, choose_collator(attention, tokenizer))
+
+
+def choose_collator(
+    attention: str, tokenizer: PreTrainedTokenizerBase
+) -> FlatCollator | PaddedCollator:
+    """Return what builds the micro-batches that this attention takes."""
+    if uses_flat_batches(attention):
+        return FlatCollator()
+    return PaddedCollator(tokenizer.pad_token_id or 0)
 
 
 def _identity(
