@@ -38,6 +38,7 @@ class RunReport:
         config: the resolved settings, without secrets.
         notices: derived and changed settings, each with its reason.
         data: counts per data set, with the files' hashes.
+        contract: what was proved between training and serving; empty where there are no prompts.
         model: parameters, precision, attention.
         metrics: all results.
         versions: of Python and the libraries that were used.
@@ -51,6 +52,7 @@ class RunReport:
     config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    contract: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

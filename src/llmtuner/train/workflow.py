@@ -8,6 +8,7 @@ from llmtuner.extras.dist import barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.train.checkpoint import read_manifest
+from llmtuner.train.companions import check_companions
 from llmtuner.train.output import clear_results
 from llmtuner.train.plots import plot_losses
 from llmtuner.train.predict import predictions_file
@@ -61,6 +62,8 @@ def _train(run: Run) -> dict[str, Any]:
     checkpoint = str(run.start.checkpoint) if run.start.checkpoint else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output_dir))
+    if _is_main() and run.report.contract:
+        check_companions(output_dir, run.report.contract["digest"], config=run.config.model)
     tokens_now = trainer.state.num_input_tokens_seen - trainer.tokens_seen_before
     metrics = {
         **result.metrics,

@@ -2,6 +2,7 @@
 
 from llmtuner.data.build import build_datasets
 from llmtuner.data.encoders.sft import build_encoder
+from llmtuner.data.verify import verify_datasets
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
@@ -12,7 +13,7 @@ from llmtuner.train.workflow import execute
 
 
 def run(config: RunConfig) -> RunReport:
-    """Check the output folder, encode the data, load the model, train, evaluate, save, report."""
+    """Check the output folder, prove and encode the data, load, train, evaluate, save, report."""
     if config.train.do_predict and config.data.train_on_prompt:
         raise ConfigError(
             "With train_on_prompt nothing tells the question from the answer when predicting.",
@@ -22,6 +23,13 @@ def run(config: RunConfig) -> RunReport:
     start = check_output_dir(config.train)
     tokenizer = load_tokenizer(config.model)
     encode = build_encoder(config.data, tokenizer)
+    contract = verify_datasets(
+        config.data,
+        encode,
+        num_rows=config.audit.verify_rows,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    contract.check()
     data = build_datasets(
         config.data,
         encode=encode,
@@ -32,6 +40,11 @@ def run(config: RunConfig) -> RunReport:
     if data.saved_to is not None:
         return tokenized_report(config, data)
     prepared = prepare_run(
-        config, start=start, tokenizer=tokenizer, data=data, stop_ids=encode.template.stop_ids
+        config,
+        start=start,
+        tokenizer=tokenizer,
+        data=data,
+        stop_ids=encode.template.stop_ids,
+        contract=contract,
     )
     return execute(prepared)
