@@ -27,7 +27,7 @@ import sys
 source, kind = sys.argv[1:]
 names = ["llmtuner", "torch", "transformers", "accelerate", "peft", "datasets", "ruamel.yaml"]
 if kind == "dev":
-    names += ["pytest", "pytest_socket", "mypy", "ruff"]
+    names += ["pytest", "pytest_socket", "hypothesis", "mypy", "ruff"]
 modules = [importlib.import_module(name) for name in names]
 command = importlib.metadata.entry_points(group="console_scripts", name="llmtuner")
 sys.exit(not (command and pathlib.Path(modules[0].__file__).is_relative_to(source)))

@@ -19,6 +19,7 @@ _BOMS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _CHINESE_SHARE = 0.8
+_SURE_CHARACTERS = 4  # fewer can be anything, such as UTF-8 that is damaged
 
 
 def pick_codec(path: Path, encoding: str | None) -> str:
@@ -28,7 +29,7 @@ def pick_codec(path: Path, encoding: str | None) -> str:
         path: a regular file that holds text.
         encoding: what the user says it is; None looks at the first megabyte. A file that is not
             UTF-8 is read as GB18030 when most of its non-ASCII lines are broken as UTF-8 and are
-            common Chinese as GB18030; the log says so.
+            common Chinese as GB18030, four characters or more; the log says so.
 
     Raises:
         ConfigError: there is no such codec.
@@ -38,8 +39,8 @@ def pick_codec(path: Path, encoding: str | None) -> str:
         return _known_codec(encoding)
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    guess = _guess(head)
-    if guess == "gb18030":
+    guess, is_sure = _guess(head)
+    if guess == "gb18030" and is_sure:
         _logger.info("%s: read as GB18030", path)
     elif guess != "utf-8":
         raise DataError(
@@ -87,13 +88,16 @@ def read_text(path: Path, codec: str) -> str:
 
 
 def _byte_lines(path: Path, codec: str, bad_rows: BadRows) -> Iterator[tuple[int, str]]:
+    number = 0
     with path.open("rb") as file:
-        for number, data in enumerate(file, start=1):
+        for data in file:  # no enumerate, which would keep the bytes of a huge line
+            number += 1
             try:
                 line = data.decode(codec)
             except UnicodeDecodeError:
                 bad_rows.add(_undecodable(path, number, data, codec))
                 continue
+            del data
             yield number, line
 
 
@@ -116,7 +120,7 @@ def _undecodable(path: Path, number: int, data: bytes, codec: str) -> DataError:
         got: object = data[error.start : error.start + 8]
     else:  # the line reads alone, the fault is in how it meets the next one
         column, got = 1, data[:8]
-    guess = _guess(data.strip())
+    guess, _ = _guess(data.strip())
     hint = f"pass --encoding {guess} if the whole file is {guess}; " if guess != codec else ""
     return DataError(
         f"The bytes are not valid {codec}.",
@@ -144,24 +148,30 @@ def _splits_at_bytes(codec: str) -> bool:
     return "\n".encode(codec) == b"\n"
 
 
-def _guess(head: bytes) -> str:
+def _guess(head: bytes) -> tuple[str, bool]:
+    """Return the most likely codec, and whether there is enough text to be sure of it."""
     for bom, codec in _BOMS:
         if head.startswith(bom):
-            return codec
+            return codec, True
     sample = head[:4096]
     if sample.count(0) > len(sample) // 5:
-        return "utf-16-le" if sample[1::2].count(0) > sample[::2].count(0) else "utf-16-be"
+        is_little = sample[1::2].count(0) > sample[::2].count(0)
+        return ("utf-16-le" if is_little else "utf-16-be"), True
     lines = [line for line in _whole_lines(head) if line.strip()]
     beyond_ascii = [line for line in lines if not line.isascii()]
     broken = [line for line in beyond_ascii if not _decodes(line, "utf-8")]
     if len(broken) <= 0.5 * len(beyond_ascii):
-        return "utf-8"  # a broken line among good ones is a bad row, not another encoding
+        return "utf-8", True  # a broken line among good ones is a bad row, not another encoding
     data = b"".join(broken)
-    if _common_chinese_share(data.decode("gb18030", errors="ignore")) >= _CHINESE_SHARE:
-        return "gb18030"
+    common_share, num_characters = _common_chinese(data.decode("gb18030", errors="ignore"))
+    is_sure = num_characters >= _SURE_CHARACTERS
+    if common_share >= _CHINESE_SHARE and is_sure:
+        return "gb18030", True
     if len(lines) > 1 and len(broken) <= 0.5 * len(lines):
-        return "utf-8"  # hardly an encoding, rather some broken lines
-    return "big5" if _decodes(data, "big5") else "latin-1"
+        return "utf-8", is_sure  # hardly an encoding, rather some broken lines
+    if common_share >= _CHINESE_SHARE:
+        return "gb18030", False
+    return ("big5" if _decodes(data, "big5") else "latin-1"), is_sure
 
 
 def _whole_lines(head: bytes) -> list[bytes]:
@@ -185,8 +195,8 @@ def _decodes(data: bytes, codec: str) -> bool:
     return True
 
 
-def _common_chinese_share(text: str) -> float:
-    """The share of common Chinese characters and punctuation among the non-ASCII ones.
+def _common_chinese(text: str) -> tuple[float, int]:
+    """The share of common Chinese characters and punctuation among the non-ASCII ones; all these.
 
     GB2312 sorts the 3,755 most used characters into rows 0xB0-0xD7 and the punctuation into
     rows 0xA1-0xA3; text in another encoding, misread as GB18030, falls mostly elsewhere.
@@ -196,4 +206,4 @@ def _common_chinese_share(text: str) -> float:
         len(code) == 2 and code[1] >= 0xA1 and (0xB0 <= code[0] <= 0xD7 or 0xA1 <= code[0] <= 0xA3)
         for code in others
     )
-    return common / len(others) if others else 0.0
+    return (common / len(others) if others else 0.0), len(others)

@@ -6,7 +6,7 @@ and Arrow. Strings come back byte-identical; nothing is converted by a guess abo
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ _logger = get_logger(__name__)
 
 DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 
-_MESSAGE_KEYS = ({"role", "content"}, {"from", "value"})
+_HEAD_LINES = 20
+_HEAD_CHARACTERS = 1 << 16
 _JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _CSV_SUFFIXES = (".csv", ".tsv")
 _BINARY_READERS: tuple[tuple[bytes, Callable[[Path], Iterator[Row]]], ...] = (
@@ -172,7 +173,9 @@ def list_data_files(path: Path) -> list[Path]:
     if not path.is_dir():
         check_regular(path)
         return [path]
-    visible = [p for p in sorted(path.iterdir()) if not p.name.startswith((".", "_"))]
+    visible = [
+        p for p in sorted(path.iterdir(), key=lambda p: p.name) if not p.name.startswith((".", "_"))
+    ]
     found = [p for p in visible if p.suffix.lower() in DATA_SUFFIXES and not p.is_dir()]
     if any(p.suffix == ".arrow" for p in found):  # what `Dataset.save_to_disk` wrote
         found = [p for p in found if p.name not in ("dataset_info.json", "state.json")]
@@ -184,7 +187,7 @@ def list_data_files(path: Path) -> list[Path]:
             allowed=DATA_SUFFIXES,
             kind="empty_file",
         )
-    left_out = [p.name for p in visible if p not in found]
+    left_out = sorted({p.name for p in visible} - {p.name for p in found})
     if left_out:
         _logger.warning("%s: not read, by their suffix: %s", path, ", ".join(left_out))
     for file in found:
@@ -193,31 +196,35 @@ def list_data_files(path: Path) -> list[Path]:
 
 
 def _read_text_rows(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
-    first, second = _first_lines(path, codec)
-    if first is None:
+    head = _head_lines(path, codec)
+    if not head:
         raise DataError("The file has only blank lines.", where=str(path), kind="empty_file")
-    kind = _text_kind(first, second, path.suffix.lower())
-    return kind(path, codec, bad_rows)
+    return _text_kind(head, path.suffix.lower())(path, codec, bad_rows)
 
 
-def _first_lines(path: Path, codec: str) -> tuple[str | None, str | None]:
-    """The first two lines that are not blank; lines that cannot be read do not count."""
-    lines = decoded_lines(path, codec, BadRows("skip"))
-    filled = (line for _, line in lines if line.strip())
-    return next(filled, None), next(filled, None)
+def _head_lines(path: Path, codec: str) -> list[str]:
+    """The first lines that are not blank; lines that cannot be read do not count."""
+    head: list[str] = []
+    num_characters = 0
+    for _, line in decoded_lines(path, codec, BadRows("skip")):
+        if line and not line.isspace():
+            head.append(line)
+            num_characters += len(line)
+        if len(head) == _HEAD_LINES or (len(head) > 1 and num_characters > _HEAD_CHARACTERS):
+            break
+    return head
 
 
-def _text_kind(
-    first: str, second: str | None, suffix: str
-) -> Callable[[Path, str, BadRows], Iterator[Row]]:
-    """Choose the reader by the first two lines; the suffix only decides between equal readings."""
+def _text_kind(head: Sequence[str], suffix: str) -> Callable[[Path, str, BadRows], Iterator[Row]]:
+    """Choose the reader by the first lines; the suffix only decides between equal readings."""
+    first = head[0]
     start = first.lstrip(" \t\r\n")[:1]
     opens = start in ("{", "[")
     if opens and _is_whole_json(first, suffix):
-        return _read_json_array if start == "[" and second is None else _read_json_lines
+        return _read_json_array if start == "[" and len(head) == 1 else _read_json_lines
     may_be_text = suffix in (*_CSV_SUFFIXES, ".txt") and first.strip() not in ("{", "[", "[{")
     if opens and not may_be_text:
-        return _json_kind(first, second, start)
+        return _json_kind(head, start)
     if suffix in _JSON_SUFFIXES:
         return _read_json_lines
     if suffix in _CSV_SUFFIXES or looks_like_csv(first):
@@ -225,12 +232,13 @@ def _text_kind(
     return _read_text_lines
 
 
-def _json_kind(
-    first: str, second: str | None, start: str
-) -> Callable[[Path, str, BadRows], Iterator[Row]]:
+def _json_kind(head: Sequence[str], start: str) -> Callable[[Path, str, BadRows], Iterator[Row]]:
     """JSON that does not end on its first line: laid out over lines, or a broken first line."""
-    opens_again = second is not None and second.startswith(start)
-    if opens_again and len(first.strip()) > 2:
+    others = head[1:]
+    goes_on = head[0].strip() in ("{", "[", "[{") or head[0].rstrip().endswith(",")
+    opens_again = bool(others) and others[0].startswith(start) and not goes_on
+    num_rows = sum(_is_whole_json(line, "") for line in others)
+    if opens_again or num_rows > len(others) / 2:
         return _read_json_lines
     return _read_json_array if start == "[" else _read_json_object
 
@@ -246,7 +254,7 @@ def _is_whole_json(line: str, suffix: str) -> bool:
 
 def _read_json_lines(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
     for number, line in decoded_lines(path, codec, bad_rows):
-        if not line.strip(" \t\r\n"):
+        if not line or (line.isspace() and not line.strip(" \t\r\n")):
             continue
         where = f"{path}:{number}"
         try:
@@ -311,5 +319,5 @@ def _is_message(value: object) -> bool:
 
 def _read_text_lines(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
     for number, line in decoded_lines(path, codec, bad_rows):
-        if line.strip():
+        if line and not line.isspace():
             yield Row(line.removesuffix("\n").removesuffix("\r"), f"{path}:{number}")

@@ -1,7 +1,7 @@
 """Rows of files with named columns: CSV, Parquet and Arrow."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,13 @@ def read_csv(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """Yield the rows of a Parquet file, batch by batch."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        yield from _rows(path, pq.ParquetFile(path).iter_batches(batch_size=_BATCH_ROWS))
-    except (OSError, ValueError) as error:
+        with pq.ParquetFile(path) as file:
+            yield from _rows(path, file.iter_batches(batch_size=_BATCH_ROWS))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, "Parquet", error) from None
 
 
@@ -80,10 +82,11 @@ def read_arrow_file(path: Path) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
+        # No memory map: a file that shrinks under one kills the process.
+        with pa.OSFile(str(path)) as source:
             reader = pa.ipc.open_file(source)
             yield from _rows(path, map(reader.get_batch, range(reader.num_record_batches)))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, "Arrow", error) from None
 
 
@@ -92,15 +95,19 @@ def read_arrow_stream(path: Path) -> Iterator[Row]:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.OSFile(str(path)) as source:
             yield from _rows(path, pa.ipc.open_stream(source))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, "Arrow", error) from None
 
 
 def _rows(path: Path, batches: Any) -> Iterator[Row]:
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if len(set(names)) < len(names):  # one of them would win silently
+            raise _twice(names, str(path))
+        batch.validate(full=True)  # damaged offsets would be read as addresses
         for start in range(0, batch.num_rows, _BATCH_ROWS):
             for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                 yield Row(value, f"{path}#{number}")
@@ -108,7 +115,7 @@ def _rows(path: Path, batches: Any) -> Iterator[Row]:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0]
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return DataError(
         f"The {kind} file cannot be read: {reason}.",
         where=str(path),
@@ -123,9 +130,13 @@ def _delimiter(header: str) -> str:
 
 def _checked_header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        problem = "The CSV header names a column twice."
-        fix = "rename one of them"
-        raise DataError(problem, where=where, got=twice, fix=fix, kind="malformed_csv")
+    named = [name for name in names if name]
+    if len(set(named)) < len(named):
+        raise _twice(named, where)
     return names
+
+
+def _twice(names: Sequence[str], where: str) -> DataError:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problem, fix = "The header names a column twice.", "rename one of them"
+    return DataError(problem, where=where, got=twice, fix=fix, kind="duplicate_key")

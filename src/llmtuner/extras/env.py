@@ -59,3 +59,16 @@ def announce_single_process() -> None:
     """Tell libraries that insist on a launcher's variables (DeepSpeed) that we are alone."""
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(name, value)
+
+
+def become_process(rank: int, *, world_size: int, num_threads: int) -> None:
+    """Tell libraries that this process is one of several CPU processes on this machine."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": str(num_threads),
+        "GLOO_SOCKET_IFNAME": "lo",  # the host's own name may lead nowhere
+    }

@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -27,6 +29,18 @@ def set_up_logs(*, debug: bool = False) -> None:
     logger.setLevel(level if process_env().rank == 0 else logging.WARNING)
     if not debug:
         _quiet_libraries()
+
+
+@contextmanager
+def only_warnings() -> Iterator[None]:
+    """Leave out what is only good to know, meanwhile: it was told before."""
+    logger = logging.getLogger("llmtuner")
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _handler() -> logging.Handler:

@@ -62,6 +62,8 @@ def test_message_lists(tmp_path: Path) -> None:
     assert values(write(tmp_path, "x.jsonl", f"{line}\n{line}\n")) == [turns, turns]
     assert values(write(tmp_path, "x.jsonl", line)) == [turns]
     assert values(write(tmp_path, "x.json", json.dumps(turns, indent=2))) == [turns]
+    assert values(write(tmp_path, "x.json", f"[{line},\n{line},\n{line}]")) == [turns] * 3
+    assert values(write(tmp_path, "x.json", f"[\n{line}\n,\n{line}\n]")) == [turns] * 2
 
 
 def test_text_has_one_sample_a_line(tmp_path: Path) -> None:
