@@ -8,21 +8,25 @@ from llmtuner.extras.errors import ModelError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.model.adapters import locate_adapters
-from llmtuner.model.hub import locate_model
+from llmtuner.model.hub import locate, locate_model
 
 logger = get_logger(__name__)
 
 
-def load_tokenizer(args: ModelArgs) -> PreTrainedTokenizerBase:
+def load_tokenizer(args: ModelArgs, *, without_model: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer that fits the model and its adapters, and add the user's tokens.
 
     An adapter saved with its tokenizer wins over the base, because tokens added while it was
     trained have their ids from there.
 
+    Args:
+        args: names the model and its adapters.
+        without_model: no weights will be asked for, so an adapter's folder will do as the model.
+
     Raises:
         ModelError: the folder holds no tokenizer that can be read.
     """
-    folder = _tokenizer_folder(args)
+    folder = _tokenizer_folder(args, without_model=without_model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder,
@@ -43,11 +47,13 @@ def load_tokenizer(args: ModelArgs) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _tokenizer_folder(args: ModelArgs) -> Path:
+def _tokenizer_folder(args: ModelArgs, *, without_model: bool) -> Path:
     for folder in reversed(locate_adapters(args)):
         if (folder / "tokenizer_config.json").is_file():
             logger.info("Tokenizer: from the adapter %s.", folder)
             return folder
+    if without_model and args.model_name_or_path:
+        return locate(args.model_name_or_path, args, weights=False)
     return locate_model(args, weights=False)
 
 

@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     from llmtuner.data.verify import verify_datasets
     from llmtuner.model.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, without_model=True)
     encode = ENCODERS.get(config.finetuning.stage)(config.data, tokenizer)
     if encode.template is None:
         raise ConfigError(
