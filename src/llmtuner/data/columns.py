@@ -116,7 +116,7 @@ def pick_format(
     custom = [entry for entry in fitting if entry.is_custom]
     fitting = custom or fitting
     if not fitting:
-        raise _no_format(row, columns)
+        raise _no_format(row, columns, formats)
     readings = {entry.name: _reading(row, entry, columns, tags) for entry in fitting}
     usable = [entry for entry in fitting if readings[entry.name] is not None]
     if len({readings[entry.name] for entry in usable}) > 1:
@@ -168,8 +168,12 @@ def missing_columns(row: Mapping[str, Any], columns: Mapping[str, str] | None) -
 
 def nearest_column(name: str, present: Iterable[str]) -> str:
     """Return advice about a column that is not there."""
-    guess = nearest(name, present)
-    return f"did you mean {guess!r}?" if guess else "correct `columns` in dataset_info.json"
+    present = list(present)
+    if "." in name and name.split(".")[0] in present:
+        return "fields inside a column cannot be mapped; write it as a column of its own"
+    if guess := nearest(name, present):
+        return f"did you mean {guess!r}?"
+    return "correct `columns` in dataset_info.json"
 
 
 def _format(name: str, module: ModuleType, convert: Any, *, is_custom: bool) -> Format:
@@ -229,18 +233,25 @@ def _reading(
         return None
 
 
-def _no_format(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> DataError:
+def _no_format(
+    row: Mapping[str, Any], columns: Mapping[str, str] | None, formats: Sequence[Format]
+) -> DataError:
     if missing := missing_columns(row, columns):
         key, name = next(iter(missing.items()))
         problem = f"Column {name!r}, which columns.{key} names, is not in the row."
         fix = nearest_column(name, row)
         return DataError(problem, got=list(row), fix=fix, kind="missing_column")
+    known = {name for entry in formats for name in entry.columns.values()}
+    guesses = {name: nearest(name, known - set(row)) for name in row if name not in known}
+    meant = [f"{guess!r} instead of {name!r}" for name, guess in guesses.items() if guess]
+    hint = f"did you mean {' and '.join(meant)}? Else " if meant else ""
     return DataError(
         "No dataset format fits these columns.",
         got=list(row),
         allowed="instruction + output, question + answer, question + think + answer, messages, "
         "conversations, text",
-        fix='say which columns to read with "columns" and "formatting" in dataset_info.json; data '
-        "for preference or reward training has no answer to learn and cannot be used",
+        fix=f'{hint}say which columns to read with "columns" and "formatting" in '
+        "dataset_info.json; data for preference or reward training has no answer to learn and "
+        "cannot be used",
         kind="unknown_format",
     )

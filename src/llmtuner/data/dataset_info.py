@@ -1,6 +1,8 @@
 """Names given by `--dataset` to data sets: entries of dataset_info.json, or plain paths."""
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from llmtuner.hparams.data import DataArgs
 _logger = get_logger(__name__)
 
 _FILE_NAME = "dataset_info.json"
+_REFUSED_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 _TEXT_KEYS = (
     "file_name", "file_sha1", "hf_hub_url", "ms_hub_url", "subset", "split", "folder", "formatting",
 )  # fmt: skip
@@ -130,9 +133,11 @@ def load_dataset_specs(data_args: DataArgs, names: Sequence[str]) -> list[Datase
             got=data_args.dataset_dir,
             fix="download its dataset_info.json into a folder and give that folder",
         )
+    for name in (*names, data_args.dataset_dir):
+        _check_name(name, "--dataset_dir" if name == data_args.dataset_dir else "--dataset")
     folder = Path(data_args.dataset_dir)
     paths = {name: _local_path(name, folder) for name in names}
-    needs_info = (folder / _FILE_NAME).exists() or any(path is None for path in paths.values())
+    needs_info = os.path.exists(folder / _FILE_NAME) or any(path is None for path in paths.values())
     info = _read_info(folder) if needs_info else {}
     specs = []
     for name in names:
@@ -146,6 +151,9 @@ def load_dataset_specs(data_args: DataArgs, names: Sequence[str]) -> list[Datase
             specs.append(DatasetSpec(name, files=tuple(list_data_files(path))))
         else:
             raise _undefined(name, info, folder)
+    for spec in specs:
+        for path in spec.files:
+            _check_name(str(path), spec.name)
     return [
         replace(
             spec,
@@ -167,8 +175,26 @@ def _digest(folder: Path | None) -> str | None:
 
 
 def _local_path(name: str, folder: Path) -> Path | None:
-    candidates = (Path(name).expanduser(), folder / name)
-    return next((path for path in candidates if name.strip() and path.exists()), None)
+    if not name.strip():
+        return None
+    candidates = (_from_home(name), folder / name)
+    return next((path for path in candidates if os.path.exists(path)), None)  # never raises
+
+
+def _from_home(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # leaves the ~ of an unknown user as it is
+
+
+def _check_name(name: str, where: str) -> None:
+    """Refuse names that no report can show: control characters, bytes that are no UTF-8."""
+    if found := _REFUSED_CHARACTER.search(name):
+        raise _EntryError(
+            "A name holds a control character, or bytes that are not UTF-8.",
+            where=where,
+            got=name,
+            allowed=f"printable names, without {found[0]!r}",
+            fix="rename it",
+        )
 
 
 def _undefined(name: str, info: Mapping[str, Any], folder: Path) -> ConfigError:
@@ -242,7 +268,8 @@ def _read_entry(
         if not file_name:
             problem = "The entry says nowhere where its rows are."
             raise _EntryError(problem, where=where, got=list(entry), fix="add file_name")
-        path = folder / Path(file_name).expanduser()
+        _check_name(file_name, where)
+        path = folder / _from_home(file_name)
         files = tuple(list_data_files(path))
         _check_sha1(entry.get("file_sha1"), path, where)
     return DatasetSpec(

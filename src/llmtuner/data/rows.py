@@ -63,7 +63,8 @@ def load_conversations(
     if own.count:
         _logger.warning("%s: %d rows skipped; %s", spec.name, own.count, own.examples[-1])
     if not num_taken:
-        reasons = "; ".join(own.examples[:_NUM_REASONS]) or "there is none"
+        nothing = "max_samples is 0" if data_args.max_samples == 0 else "there is none"
+        reasons = "; ".join(own.examples[:_NUM_REASONS]) or nothing
         raise DataError(
             f"0 usable rows of {own.count}: {reasons}",
             where=spec.name,

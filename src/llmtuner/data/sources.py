@@ -170,12 +170,16 @@ def list_data_files(path: Path) -> list[Path]:
     Raises:
         DataError: there is no such path, or the folder holds no data file.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # which says no to names that no file can have
         check_regular(path)
         return [path]
-    visible = [
-        p for p in sorted(path.iterdir(), key=lambda p: p.name) if not p.name.startswith((".", "_"))
-    ]
+    try:
+        present = sorted(path.iterdir(), key=lambda p: p.name)
+    except OSError as error:
+        problem = f"The folder cannot be read: {error.strerror}."
+        fix = "check its permissions"
+        raise DataError(problem, where=str(path), fix=fix, kind="unreadable_file") from None
+    visible = [p for p in present if not p.name.startswith((".", "_"))]
     found = [p for p in visible if p.suffix.lower() in DATA_SUFFIXES and not p.is_dir()]
     if any(p.suffix == ".arrow" for p in found):  # what `Dataset.save_to_disk` wrote
         found = [p for p in found if p.name not in ("dataset_info.json", "state.json")]

@@ -8,9 +8,10 @@ from llmtuner.extras.error_kinds import ErrorKind
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known name that looks most like `word`, or None."""
-    found = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """Return the known name that looks most like `word`, whatever its case, or None."""
+    names = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), list(names), n=1, cutoff=0.6)
+    return names[found[0]] if found else None
 
 
 class LlmtunerError(Exception):

@@ -18,8 +18,13 @@ class DataArgs:
     dataset_dir: str = arg("data", "Folder with dataset_info.json.")
     template: str | None = arg(None, "Chat template. Unset: the tokenizer's own.")
     cutoff_len: int = arg(2048, "Longest training sequence.", unit="tokens", low=2)
+    truncation: Literal["turns", "llamafactory"] = arg(
+        "turns",
+        "How longer samples are cut: whole old turns first, never a header (turns), "
+        "or by token counts from the right (llamafactory).",
+    )
     max_samples: int | None = arg(
-        None, "Use at most this many rows of each data set.", unit="rows", low=1
+        None, "Use at most this many rows of each data set.", unit="rows", low=0
     )
     val_size: float = arg(
         0.0, "Rows held out for evaluation: a fraction below 1, or a count above 1.", low=0

@@ -183,3 +183,33 @@ def test_custom_formats_are_part_of_the_settings(tmp_path: Path) -> None:
     assert before != after
     with pytest.raises(ConfigError, match="--custom_formats"):
         specs_of(tmp_path, info, "a", custom_formats=str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "\x1b[2J", "\udce9.json", "a\u2028", "\x85"])
+def test_names_that_cannot_be_shown_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="control character"):
+        specs_of(tmp_path, {}, name)
+    with pytest.raises(DataError, match=r"control character|NUL character|surrogate"):
+        specs_of(tmp_path, json.dumps({"a": {"file_name": name}}), "a")
+    with pytest.raises(DataError, match="control character"):
+        load_dataset_specs(DataArgs(dataset_dir=name), ["a"])
+
+
+def test_files_with_such_names_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "a\nb.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(DataError, match=r"many: .*control character"):
+        specs_of(tmp_path, {}, "many")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x" * 300, "x/" * 3000, "~nobody-at-all/x", "; rm -rf /", "$(id)", "`id`", "%s%n", "{0}",
+     "CON", "<script>", "' OR 1=1 --", "\u202egnp", "🙈", " ", ".hidden", "../../x", "null", "*"],
+)  # fmt: skip
+def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="Undefined data set"):
+        specs_of(tmp_path, {}, name)
+    assert specs_of(tmp_path, {name: {"file_name": "a.json"}}, name)[0].name == name
+    with pytest.raises(DataError, match=r"cannot be opened|says nowhere"):
+        specs_of(tmp_path, {"b": {"file_name": name}}, "b")

@@ -96,6 +96,19 @@ def test_wrong_column_names_the_nearest(load: Loader) -> None:
     for formatting in ({}, {"formatting": "alpaca"}):
         with pytest.raises(DataError, match=r"x\.jsonl:1: .*'instrction'.*mean 'instruction'"):
             load(rows, {"columns": columns} | formatting)
+    for name, advice in {
+        "INSTRUCTION": "mean 'instruction'",
+        "meta.q": "fields inside a column cannot be mapped",
+        "zzz": "correct `columns`",
+    }.items():
+        wrong = {"prompt": name, "response": "output"}
+        with pytest.raises(
+            DataError, match=rf"'{name}'.*Got: \['instruction', .*{advice}"
+        ) as caught:
+            load([rows[0] | {"meta": {"q": "q"}}], {"columns": wrong})
+        assert caught.value.kind == "missing_column"
+    with pytest.raises(DataError, match=r"mean 'instruction' instead of 'instrction'\?"):
+        load([{"instrction": "q", "output": "a"}])
     optional = {"prompt": "instruction", "response": "output", "system": "sytem"}
     with pytest.raises(DataError, match=r"'sytem', which columns\.system names, is in no row"):
         load(rows, {"columns": optional})
@@ -193,9 +206,26 @@ def test_a_file_that_changes_is_refused(load: Loader, change: str) -> None:
             read()
 
 
+@pytest.mark.parametrize("content", [None, 42, 1.5, True, ["a"], {"text": "a"}, [["a"]], ""])
+def test_one_bad_row_leaves_its_neighbours_as_they_are(load: Loader, content: object) -> None:
+    texts = ["42", "true", "null", '{"a":1}', "[]", "007", "1e5", "2024-01-01", "NaN", "x"] * 20
+    rows: list[dict[str, Any]] = [{"question": "q", "answer": text} for text in texts]
+    rows.insert(101, {"question": "q", "answer": content})
+    for columns in ({}, {"date": "2024-01-01", "created_at": "1e5", "type": "a", "message": "b"}):
+        read = load([row | columns for row in rows], on_bad_row="skip")
+        assert [one.messages[1].content for one in read] == texts
+        assert read[101].source.endswith("x.jsonl:103")
+        assert "x.jsonl:102: " in load.bad_rows.examples[0]
+
+
 def test_only_twenty_bad_rows_are_listed(load: Loader) -> None:
     load([{"question": "", "answer": "a"}] * 30 + QA, on_bad_row="skip", max_bad_rows=1)
     assert (load.bad_rows.count, len(load.bad_rows.examples)) == (30, 20)
+
+
+def test_no_rows_asked_for(load: Loader) -> None:
+    with pytest.raises(DataError, match=r"x: 0 usable rows of 0: max_samples is 0"):
+        load(QA, max_samples=0)
 
 
 @pytest.mark.parametrize("text", ["[]", '{"question": "", "answer": "a"}\n'])
