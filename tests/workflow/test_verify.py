@@ -67,7 +67,7 @@ def test_training_proves_saves_and_records_the_contract(
     output_dir = train("--max_steps", "1")
     contract = read_json(output_dir / "run.json")["contract"]
     assert contract["datasets"]["qa"] == {
-        "rows": 24, "bad_rows": 0, "turns": 24, "failures": 0, "examples": [],
+        "rows": 24, "bad_rows": 0, "turns": 24, "unprovable": 0, "failures": 0, "examples": [],
     }  # fmt: skip
     check_companions(output_dir, contract["digest"], config=ModelArgs())
     assert verify(output_dir, data_dir, "--dataset", "qa") == 0

@@ -41,11 +41,13 @@ class Draft:
         ids: token ids.
         spans: the trained answers, in order; at least one.
         chat: what the sample was made of.
+        is_provable: serving could send these prompts; not so when tokens were cut out of them.
     """
 
     ids: list[int]
     spans: tuple[Span, ...]
     chat: Chat
+    is_provable: bool = True
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
 from llmtuner.data.drafts import Draft, draft_turns
+from llmtuner.data.fitted import Fit, Fitted
 from llmtuner.data.jobs import Job, run_jobs
 from llmtuner.data.prompt import prepare_chat
 from llmtuner.data.template import Template
-from llmtuner.data.truncate import Fitted, fit
+from llmtuner.data.truncation import TRUNCATIONS
 from llmtuner.extras.errors import DataError, LlmtunerError
 
 
@@ -72,6 +73,7 @@ def encode_conversations(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     cutoff_len: int | None = None,
+    truncation: str = "turns",
     mask_history: bool = False,
     train_on_prompt: bool = False,
 ) -> list[Encoded]:
@@ -82,6 +84,7 @@ def encode_conversations(
         template: from `load_template`.
         tokenizer: the one the template was loaded for.
         cutoff_len: longest sample in tokens; None for no limit.
+        truncation: how longer samples are cut.
         mask_history: learn the last answer only.
         train_on_prompt: learn the prompt too.
 
@@ -94,6 +97,7 @@ def encode_conversations(
             conversation,
             template=template,
             cutoff_len=cutoff_len,
+            fit=TRUNCATIONS.get(truncation),
             mask_history=mask_history,
             train_on_prompt=train_on_prompt,
         )
@@ -112,6 +116,7 @@ def _encode(
     *,
     template: Template,
     cutoff_len: int | None,
+    fit: Fit,
     mask_history: bool,
     train_on_prompt: bool,
 ) -> Job[Encoded]:

@@ -27,7 +27,10 @@ from llmtuner.data.rows import load_conversations
 from llmtuner.data.template import Template
 from llmtuner.data.tokenizer_digest import tokenizer_digest
 from llmtuner.extras.errors import DataError, TemplateError
+from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
+
+logger = get_logger(__name__)
 
 _BLOCK = 256
 _STRIDE = 16  # a partial check takes every 16th row
@@ -59,6 +62,7 @@ class Verified:
         rows: rows looked at.
         bad_rows: rows that the reader refused; they are not trained.
         turns: trained answers that were proved.
+        unprovable: trained answers whose prompts `--truncation llamafactory` cut.
         failures: rows where training and serving do not agree.
         examples: the messages of the first 20 of them, each with its place.
     """
@@ -66,6 +70,7 @@ class Verified:
     rows: int = 0
     bad_rows: int = 0
     turns: int = 0
+    unprovable: int = 0
     failures: int = 0
     examples: list[str] = field(default_factory=list)
 
@@ -158,8 +163,21 @@ def verify_datasets(
         while block := list(islice(chosen, _BLOCK)):
             _verify_block(block, encode, served, datasets[spec.name])
         datasets[spec.name].bad_rows = bad_rows.count
+        _log(spec.name, datasets[spec.name])
     stops = dict(zip(encode.template.stop_tokens, encode.template.stop_ids, strict=True))
     return Contract(served.digest(), stops, datasets)
+
+
+def _log(name: str, verified: Verified) -> None:
+    logger.info(
+        "%s: serving sends what is trained: %d answers of %d rows proved.",
+        *(name, verified.turns, verified.rows),
+    )
+    if verified.unprovable:
+        logger.warning(
+            "%s: %d answers follow prompts that the truncation damaged; serving never sends them.",
+            *(name, verified.unprovable),
+        )
 
 
 def _spread(rows: Iterator[Conversation], num_rows: int) -> Iterator[Conversation]:
@@ -185,13 +203,15 @@ def _verify_block(
         return
     for encoded in rows:
         try:
-            verified.turns += verify_encoded(encoded, served)
+            num_turns = verify_encoded(encoded, served)
+            verified.turns += num_turns
+            verified.unprovable += sum(len(draft.spans) for draft in encoded.drafts) - num_turns
         except TemplateError as problem:
             verified.fail(problem)
 
 
 def verify_encoded(encoded: Encoded, served: Served) -> int:
-    """Check every trained answer of one row and return how many there are.
+    """Check every trained answer of one row and return how many were proved.
 
     Raises:
         TemplateError: serving would send other ids, or would not stop.
@@ -200,9 +220,10 @@ def verify_encoded(encoded: Encoded, served: Served) -> int:
     for sample, draft in zip(encoded.samples, encoded.drafts, strict=True):
         try:
             for span in draft.spans:
-                _check_prompt(draft, span, served)
                 _check_end(draft, span, served)
-                num_turns += 1
+                if draft.is_provable:
+                    _check_prompt(draft, span, served)
+                    num_turns += 1
             _check_labels(sample, draft)
         except TemplateError as problem:
             raise problem.at(encoded.source) from problem

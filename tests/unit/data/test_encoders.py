@@ -44,6 +44,7 @@ def encoder(
 
 CHANGES: dict[str, dict[str, Any]] = {
     "cutoff_len": {"cutoff_len": 63},
+    "truncation": {"truncation": "llamafactory"},
     "mask_history": {"mask_history": True},
     "train_on_prompt": {"train_on_prompt": True},
     "default_system": {"default_system": "Be brief."},

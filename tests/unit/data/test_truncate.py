@@ -10,6 +10,8 @@ from tiny_tokenizers import byte_level
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
 from llmtuner.data.render import encode_conversation
 from llmtuner.data.template import load_template
+from llmtuner.data.truncation import TRUNCATIONS
+from llmtuner.data.truncation.llamafactory import shares
 
 LONG = "".join(f"word{n} " for n in range(60))
 
@@ -159,3 +161,52 @@ def test_an_opening_answer_goes_with_the_first_exchange():
     conversation = Conversation(messages, source="x:1")
     encoded = encode(conversation, size_of(conversation) - 1)
     assert text_of(encoded) == text_of(encode(chat("Q", "A")))
+
+
+# --- as LLaMA-Factory cuts --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "room", "kept"),
+    [
+        (10, 10, 20, (10, 10)),
+        (200, 10, 60, (50, 10)),  # a short answer stays whole
+        (10, 200, 60, (10, 50)),  # a short prompt stays whole
+        (100, 100, 60, (30, 30)),  # both lose their share
+        (150, 50, 60, (45, 15)),
+        (5, 5, 3, (2, 1)),
+    ],
+)
+def test_llamafactory_shares_the_room(prompt: int, answer: int, room: int, kept) -> None:
+    assert shares(prompt, answer, room) == kept
+
+
+def test_llamafactory_cuts_the_header_and_says_that_it_cannot_be_proved():
+    encoded = encode(chat(LONG, "short answer"), 60, truncation="llamafactory")
+    (draft,) = encoded.drafts
+    assert len(draft.ids) == 60
+    assert not draft.is_provable
+    assert encoded.is_prompt_cut
+    assert not encoded.is_answer_cut
+    assert "assistant" not in text_of(encoded)[40:]
+    assert learned_texts(encoded.samples[0]) == ["short answer<|im_end|>"]
+
+
+def test_llamafactory_keeps_the_oldest_turns_and_cuts_the_last():
+    encoded = encode(chat("Q1", "A1", "Q2", LONG, "Q3", "A3"), 60, truncation="llamafactory")
+    learned = learned_texts(encoded.samples[0])
+    assert learned[0] == "A1<|im_end|>"
+    assert LONG.startswith(learned[1])
+    assert encoded.is_answer_cut
+    assert encoded.num_turns_dropped == 1
+    assert encoded.drafts[0].is_provable
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS.names())
+def test_no_truncation_makes_a_sample_longer_or_touches_one_that_fits(truncation: str):
+    conversation = chat("Q1 " + LONG, "A1 " + LONG, "Q2", LONG, system="Sys")
+    assert encode(conversation, 10_000, truncation=truncation) == encode(conversation)
+    for cutoff_len in (8, 20, 60, 200):
+        encoded = encode(conversation, cutoff_len, truncation=truncation)
+        assert all(len(sample.input_ids) <= cutoff_len for sample in encoded.samples)
+        assert encoded.is_truncated

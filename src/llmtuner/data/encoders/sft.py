@@ -21,6 +21,7 @@ class ConversationEncoder:
         template: renders the conversation.
         tokenizer: the one the template was loaded for.
         cutoff_len: longest sample, in tokens.
+        truncation: how longer samples are cut.
         mask_history: learn only the last answer.
         train_on_prompt: learn the prompt too.
     """
@@ -28,6 +29,7 @@ class ConversationEncoder:
     template: Template
     tokenizer: PreTrainedTokenizerBase
     cutoff_len: int
+    truncation: str = "turns"
     mask_history: bool = False
     train_on_prompt: bool = False
 
@@ -38,6 +40,7 @@ class ConversationEncoder:
             template=self.template,
             tokenizer=self.tokenizer,
             cutoff_len=self.cutoff_len,
+            truncation=self.truncation,
             mask_history=self.mask_history,
             train_on_prompt=self.train_on_prompt,
         )
@@ -51,6 +54,7 @@ class ConversationEncoder:
             "stop_ids": self.template.stop_ids,
             "enable_thinking": self.template.enable_thinking,
             "cutoff_len": self.cutoff_len,
+            "truncation": self.truncation,
             "mask_history": self.mask_history,
             "train_on_prompt": self.train_on_prompt,
         }
@@ -72,6 +76,7 @@ def build_encoder(args: DataArgs, tokenizer: PreTrainedTokenizerBase) -> Convers
         template=template,
         tokenizer=tokenizer,
         cutoff_len=args.cutoff_len,
+        truncation=args.truncation,
         mask_history=args.mask_history,
         train_on_prompt=args.train_on_prompt,
     )

@@ -36,8 +36,11 @@ def run(argv: Sequence[str]) -> int:
         print(json.dumps(contract.to_dict(), ensure_ascii=False))
     else:
         for name, verified in contract.datasets.items():
-            bad = f" {verified.bad_rows} rows are unusable." if verified.bad_rows else ""
-            print(f"{name}: {verified.rows} rows, {verified.turns} trained answers proved.{bad}")
+            print(f"{name}: {verified.rows} rows, {verified.turns} trained answers proved.")
+            if verified.bad_rows:
+                print(f"  {verified.bad_rows} rows are unusable.")
+            if verified.unprovable:
+                print(f"  {verified.unprovable} answers follow prompts that truncation damaged.")
         stops = ", ".join(f"{token!r} ({number})" for token, number in contract.stop_tokens.items())
         print(f"Serving stops on {stops}.")
         print(f"Contract {contract.digest[:16]}: tokenizer, chat template and stop ids as saved.")

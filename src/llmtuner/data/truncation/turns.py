@@ -1,4 +1,4 @@
-"""Making a sample fit into `cutoff_len` without changing what it means.
+"""The usual way: make a sample fit into `cutoff_len` without changing what it means.
 
 Whole exchanges are dropped from the oldest; the system prompt stays. When the last exchange alone
 is too long, text of the user (or of a tool) is cut inside its own message, from the front, and an
@@ -6,34 +6,14 @@ answer that must be cut loses its tail: then no end token is learned.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from llmtuner.data.conversation import Message
 from llmtuner.data.drafts import Draft, cut_draft, draft_turns, last_length
+from llmtuner.data.fitted import Fitted, MakeChat
 from llmtuner.data.jobs import Job
-from llmtuner.data.prompt import Chat
-
-MakeChat = Callable[[Sequence[Message]], Chat]
-"""Brings a part of the conversation into the form that the template takes."""
 
 _NEAR_TOKENS = 4  # a cut text may stay this much shorter than it could
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What became of one sample.
-
-    Attributes:
-        drafts: what is left of it.
-        num_turns_dropped: trained turns that are gone.
-        is_prompt_cut: turns before the trained ones, or text in them, are gone.
-        is_answer_cut: an answer lost its tail.
-    """
-
-    drafts: list[Draft]
-    num_turns_dropped: int = 0
-    is_prompt_cut: bool = False
-    is_answer_cut: bool = False
 
 
 def fit(
