@@ -29,6 +29,19 @@ def tool_chat() -> Conversation:
     return Conversation(messages, tools=TOOLS, source="chat.json#0")
 
 
+def thought_chat() -> Conversation:
+    """Two answers with the reasoning that led to them, and one without."""
+    messages = (
+        Message("user", "Q1"),
+        Message("assistant", "A1", train=True, thinking="Let me see."),
+        Message("user", "Q2"),
+        Message("assistant", "A2", train=True, thinking="想一想。"),
+        Message("user", "Q3"),
+        Message("assistant", "A3", train=True),
+    )
+    return Conversation(messages, source="chat.json#0")
+
+
 CHATS = {
     "one turn": chat("What is the capital of France?", "Paris."),
     "three turns": chat("Q1", "A1", "Q2", "A2", "Q3", "A3"),

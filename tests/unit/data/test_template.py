@@ -1,11 +1,9 @@
 """Chat templates: names, control tokens, ends of turns, what serving gets."""
 
-import json
 from pathlib import Path
 
 import pytest
 from example_chats import CHATS, chat, tool_chat
-from golden_texts import GOLDENS, golden_texts
 from tiny_tokenizers import byte_level
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -26,22 +24,6 @@ def with_own_template(text: str | None):
     tokenizer = byte_level.__wrapped__()
     tokenizer.chat_template = text
     return tokenizer
-
-
-def test_the_names_that_users_know_are_there():
-    known = "default vanilla alpaca vicuna chatml qwen qwen3 llama2 llama3 mistral gemma phi3"
-    known += " chatglm3 baichuan2 yi deepseek zephyr empty phi"
-    assert set(known.split()) <= set(NAMES)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_texts_are_the_golden_ones(name: str):
-    goldens = json.loads(GOLDENS.read_text(encoding="utf-8"))
-    assert golden_texts(name) == goldens[name]
-
-
-def test_there_is_a_golden_text_for_every_template():
-    assert sorted(json.loads(GOLDENS.read_text(encoding="utf-8"))) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,12 +130,12 @@ def test_a_template_file_of_the_user(tmp_path: Path):
     assert load_template(str(path), byte_level()).stop_tokens[0] == "<|im_end|>"
 
 
-def test_tools_are_refused_where_they_would_be_lost():
-    for name in NAMES:
-        template = load_template(name, byte_level())
-        if not template.abilities.tools:
-            with pytest.raises(TemplateError, match=f"'{name}' cannot show tool"):
-                encode_conversation(tool_chat(), template=template, tokenizer=byte_level())
+@pytest.mark.parametrize("name", NAMES)
+def test_tools_are_refused_where_they_would_be_lost(name: str):
+    template = load_template(name, byte_level())
+    if not template.abilities.tools:
+        with pytest.raises(TemplateError, match=f"'{name}' cannot show tool"):
+            encode_conversation(tool_chat(), template=template, tokenizer=byte_level())
 
 
 def test_a_system_prompt_that_would_be_lost_is_refused():

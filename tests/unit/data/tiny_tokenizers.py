@@ -1,9 +1,12 @@
 """Small real tokenizers, trained on the spot; every text survives encoding and decoding."""
 
+import re
 from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llmtuner.data.templates import read_template, template_names
 
 SENTENCES = [
     "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -20,9 +23,29 @@ CONTROL_TOKENS = [
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 
+def control_tokens(template: str) -> list[str]:
+    """Return the control tokens that a named template asks for in its header."""
+    found = re.search(r"\{#- control: (.*?) -#\}", read_template(template))
+    return found[1].split() if found else []
+
+
+def extend(tokenizer: PreTrainedTokenizerBase, tokens: list[str]) -> None:
+    """Add control tokens behind the vocabulary, where they move no other id."""
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in tokens if token not in known], special_tokens=True)
+
+
 @cache
 def byte_level(without: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer like Qwen's or Llama 3's."""
+    """A byte-level BPE tokenizer like Qwen's or Llama 3's, with all templates' control tokens."""
+    tokenizer = plain_byte_level(without)
+    wanted = {token for name in template_names() for token in control_tokens(name)}
+    extend(tokenizer, sorted(wanted.difference(without)))
+    return tokenizer
+
+
+def plain_byte_level(without: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """The same with only the control tokens above."""
     tokens = [token for token in CONTROL_TOKENS if token not in without]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

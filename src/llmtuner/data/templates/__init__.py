@@ -1,5 +1,9 @@
-"""Named chat templates: the folder is the registry, `<name>.jinja` is the entry."""
+"""Named chat templates: the folder is the registry, `<name>.jinja` is the entry.
 
+`aliases.json` holds further names of the same texts.
+"""
+
+import json
 from pathlib import Path
 
 from llmtuner.extras.errors import TemplateError, nearest
@@ -9,7 +13,13 @@ _FOLDER = Path(__file__).parent
 
 def template_names() -> list[str]:
     """Return the names that `--template` accepts, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.jinja"))
+    return sorted([path.stem for path in _FOLDER.glob("*.jinja")] + list(template_aliases()))
+
+
+def template_aliases() -> dict[str, str]:
+    """Return the names that stand for another template, with that template's name."""
+    aliases: dict[str, str] = json.loads((_FOLDER / "aliases.json").read_text(encoding="utf-8"))
+    return aliases
 
 
 def read_template(name: str) -> str:
@@ -29,4 +39,5 @@ def read_template(name: str) -> str:
             allowed=[*template_names(), "the path of a .jinja file"],
             fix=f"did you mean {guess}?" if guess else "leave it out to use the tokenizer's own",
         )
-    return (_FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    entry = template_aliases().get(name, name)
+    return (_FOLDER / f"{entry}.jinja").read_text(encoding="utf-8")
