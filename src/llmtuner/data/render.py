@@ -213,7 +213,11 @@ def _document(
     if body[-1:] != [tokenizer.eos_token_id]:
         body.append(tokenizer.eos_token_id)
     size = max((cutoff_len or len(ids) + 1) - len(bos), 1)
-    pieces = [bos + body[start : start + size] for start in range(0, len(body), size)]
+    starts = list(range(0, len(body), size))
+    if not bos and len(body) - starts[-1] == 1 and len(starts) > 1:
+        starts[-1] -= 1  # a token alone in its sample would never be learned
+    ends = [*starts[1:], len(body)]
+    pieces = [bos + body[start:end] for start, end in zip(starts, ends, strict=True)]
     return Encoded(tuple(Sample(piece, list(piece), source) for piece in pieces), source)
 
 

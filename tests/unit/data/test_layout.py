@@ -12,8 +12,8 @@ from llmtuner.data.packing import fill_ratio, pack
 from llmtuner.extras.errors import DataError
 
 
-def log_normal_lengths(count: int, *, capacity: int, seed: int = 0) -> list[int]:
-    drawn = np.random.default_rng(seed).lognormal(5.5, 1.0, count)
+def log_normal_lengths(count: int, *, capacity: int, seed: int = 0, mean: float = 5.5) -> list[int]:
+    drawn = np.random.default_rng(seed).lognormal(mean, 1.0, count)
     return [int(length) for length in np.clip(drawn, 4, capacity)]
 
 
@@ -22,7 +22,15 @@ def test_packs_hold_every_sample_once_and_fit() -> None:
     packs = pack(lengths, capacity=4096, seed=1)
     assert sorted(itertools.chain.from_iterable(packs)) == list(range(5000))
     assert all(sum(lengths[n] for n in group) <= 4096 for group in packs)
-    assert fill_ratio(packs, lengths, capacity=4096) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("capacity", "mean", "least"), [(4096, 5.5, 0.995), (16384, 6.0, 0.99), (16384, 8.0, 0.99)]
+)
+def test_packs_are_full(capacity: int, mean: float, least: float) -> None:
+    lengths = log_normal_lengths(20_000, capacity=capacity, mean=mean)
+    packs = pack(lengths, capacity=capacity, seed=1)
+    assert fill_ratio(packs, lengths, capacity=capacity) >= least
 
 
 def test_packs_depend_on_the_seed_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 from example_chats import CHATS, TOOLS, chat, tool_chat
 from golden_texts import learned_texts
 from tiny_tokenizers import byte_level, sentence_piece
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message, ToolCall
@@ -367,6 +367,29 @@ def test_texts_end_in_the_end_token_and_lose_nothing():
     assert len(pieces) > 2
     assert max(len(piece.input_ids) for piece in pieces) == 8
     assert [n for piece in pieces for n in piece.input_ids] == whole.input_ids
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_no_token_of_a_text_is_alone_in_its_sample(length: int):
+    tokenizer = byte_level()
+    pieces = encode_text(text_row("," * length), tokenizer=tokenizer, cutoff_len=8).samples
+    assert all(2 <= len(piece.input_ids) <= 8 for piece in pieces)
+    assert sum(len(piece.input_ids) for piece in pieces) == len(
+        encode_text(text_row("," * length), tokenizer=tokenizer).samples[0].input_ids
+    )
+
+
+def test_bos_is_put_in_front_of_every_piece_and_overwrites_nothing():
+    tokenizer = byte_level.__wrapped__()
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", bos)]
+    )
+    text = "The capital of France is Paris, and more."
+    plain = encode_text(text_row(text), tokenizer=byte_level()).samples[0].input_ids
+    pieces = encode_text(text_row(text), tokenizer=tokenizer, cutoff_len=8).samples
+    assert all(piece.input_ids[0] == bos and len(piece.input_ids) <= 8 for piece in pieces)
+    assert [n for piece in pieces for n in piece.input_ids[1:]] == plain
 
 
 def test_texts_have_no_control_tokens_inside():
