@@ -245,3 +245,16 @@ def _upcast_norms(model: nn.Module) -> None:
 
 def _to_float32(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     return output.float()
+
+
+def grown_vocabulary(model: PreTrainedModel, args: ModelArgs) -> list[nn.Module]:
+    """Return the modules whose new rows must learn; none when the vocabulary did not grow.
+
+    Tokens that the user adds are new also where the model has spare rows for them.
+    """
+    text_config = model.config.get_text_config()
+    has_new_rows = embedding_rows(model) > load_config(args).get_text_config().vocab_size
+    if not (has_new_rows or args.add_tokens or args.add_special_tokens):
+        return []
+    heads = [] if text_config.tie_word_embeddings else [model.get_output_embeddings()]
+    return [model.get_input_embeddings(), *heads]

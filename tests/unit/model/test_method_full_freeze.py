@@ -95,14 +95,12 @@ def test_wrong_options(options: dict, message: str, tiny_model: Path, args_of: A
         load_frozen(args_of(tiny_model), **options)
 
 
-def test_quantised_weights_cannot_learn(tiny_model: Path, args_of: ArgsOf) -> None:
-    args = args_of(tiny_model, quantization_bit=4)
-    with pytest.raises(ConfigError, match="cannot learn"):
-        load_frozen(args)
-    with pytest.raises(ConfigError, match="cannot learn"):
-        full.load_for_training(
-            args, FullArgs(), precision=FP32, attention="sdpa", tokenizer=load_tokenizer(args)
-        )
+def test_new_rows_of_the_vocabulary_learn(tiny_model: Path, args_of: ArgsOf) -> None:
+    grown = args_of(tiny_model, add_special_tokens=("<|new|>",), resize_vocab=True)
+    model = load_frozen(grown, freeze_trainable_layers=1)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert module.weight.requires_grad
+    assert not load_frozen(args_of(tiny_model)).get_input_embeddings().weight.requires_grad
 
 
 def test_parameter_list(

@@ -7,7 +7,7 @@ from llmtuner.extras.errors import ConfigError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.freeze import FreezeArgs
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.load import load_model
+from llmtuner.model.load import grown_vocabulary, load_model
 from llmtuner.model.parameters import set_trained_dtype
 from llmtuner.model.precision import Precision
 
@@ -28,15 +28,8 @@ def load_for_training(
     """Load the model with the named layers and modules learning.
 
     Raises:
-        ConfigError: a name is unknown, nothing would learn, or the base is to be quantised.
+        ConfigError: a name is unknown, or nothing would learn.
     """
-    if model_args.quantization_bit is not None:
-        raise ConfigError(
-            "Quantised weights cannot learn.",
-            where="quantization_bit",
-            got=model_args.quantization_bit,
-            fix="use --finetuning_type lora, or drop --quantization_bit",
-        )
     model = load_model(
         model_args,
         dtype=precision.dtype,
@@ -50,6 +43,9 @@ def load_for_training(
     for index in chosen:
         _unfreeze(layers[index], options.freeze_trainable_modules)
     _unfreeze_extra(model, layers, options.freeze_extra_modules or ())
+    for module in grown_vocabulary(model, model_args):
+        module.requires_grad_(True)
+        logger.info("Freeze: the vocabulary grew, so %s learns.", type(module).__name__)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
             "Nothing would learn.",

@@ -2,7 +2,6 @@
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.full import FullArgs
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.model.load import load_model
@@ -18,18 +17,7 @@ def load_for_training(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int | None = None,
 ) -> PreTrainedModel:
-    """Load the model with every weight learning, in float32 unless `precision` is pure.
-
-    Raises:
-        ConfigError: the base is asked to be quantised.
-    """
-    if model_args.quantization_bit is not None:
-        raise ConfigError(
-            "Quantised weights cannot learn.",
-            where="quantization_bit",
-            got=model_args.quantization_bit,
-            fix="use --finetuning_type lora, or drop --quantization_bit",
-        )
+    """Load the model with every weight learning, in float32 unless `precision` is pure."""
     model = load_model(
         model_args,
         dtype=precision.trained_dtype,

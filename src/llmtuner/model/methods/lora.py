@@ -25,7 +25,7 @@ from llmtuner.model.adapters import (
     vocabulary_rows,
 )
 from llmtuner.model.hub import locate_model
-from llmtuner.model.load import embedding_rows, load_config, load_model
+from llmtuner.model.load import grown_vocabulary, load_model
 from llmtuner.model.merge import attach_adapter, merge_adapters
 from llmtuner.model.parameters import cast_parameters, set_trained_dtype
 from llmtuner.model.precision import Precision
@@ -70,9 +70,7 @@ def load_for_training(
     if resumed:
         peft_model = _resume(model, resumed, options)
     else:
-        rows = load_config(model_args).get_text_config().vocab_size
-        grew = embedding_rows(model) > rows
-        peft_model = _add(model, options, grew=grew)
+        peft_model = _add(model, options, grown=grown_vocabulary(model, model_args))
     set_trained_dtype(peft_model, precision.trained_dtype)
     return peft_model
 
@@ -128,9 +126,9 @@ def _resume(model: PreTrainedModel, folder: Path, options: LoraArgs) -> PeftMode
     return peft_model
 
 
-def _add(model: PreTrainedModel, options: LoraArgs, *, grew: bool) -> PeftModel:
+def _add(model: PreTrainedModel, options: LoraArgs, *, grown: list[nn.Module]) -> PeftModel:
     targets = _targets(model, options.lora_target)
-    whole = _whole_modules(model, options.additional_target, grew=grew)
+    whole = _whole_modules(model, options.additional_target, grown)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=options.lora_rank,
@@ -163,7 +161,7 @@ def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
 
 
 def _whole_modules(
-    model: PreTrainedModel, wanted: tuple[str, ...] | None, *, grew: bool
+    model: PreTrainedModel, wanted: tuple[str, ...] | None, grown: list[nn.Module]
 ) -> list[str]:
     """Return the modules that are trained whole; new rows of a grown vocabulary must learn."""
     if wanted is not None:
@@ -177,12 +175,9 @@ def _whole_modules(
                 allowed=sorted(name for name in known if not name.isdigit()),
             )
         return list(wanted)
-    if not grew:
-        return []
-    tied = model.config.get_text_config().tie_word_embeddings
-    modules = [model.get_input_embeddings()] + ([] if tied else [model.get_output_embeddings()])
-    names = [_last_name(model, module) for module in modules]
-    logger.info("LoRA: the vocabulary grew, so %s are trained whole.", ", ".join(names))
+    names = [_last_name(model, module) for module in grown]
+    if names:
+        logger.info("LoRA: the vocabulary grew, so %s are trained whole.", ", ".join(names))
     return names
 
 
