@@ -17,7 +17,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
 )
-
 from transformers.utils import logging as hf_logging
 
 from llmtuner.data.batches import StepBatches
