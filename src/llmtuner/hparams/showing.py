@@ -9,6 +9,8 @@ from llmtuner.hparams.arg import arg
 class ShowingArgs:
     """What to show of the data, and where to write reports."""
 
-    row: int = arg(0, "Row to show, counted from 0.", low=0)
+    row: int = arg(
+        0, "Row to show, counted from 0 through all data sets, unusable rows included.", low=0
+    )
     json: bool = arg(False, "Print one JSON object and nothing else on standard output.")
     report_dir: str | None = arg(None, "Folder for the report as JSON and as an HTML page.")
