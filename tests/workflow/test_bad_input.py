@@ -1,6 +1,9 @@
 """Bad input: one clear message with what, got, allowed, fix; the right exit code; no traceback."""
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 from llmtuner.cli.main import main
 
-from .conftest import Train
+from .conftest import Train, read_json
 
 
 def fails(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -76,33 +79,131 @@ def test_an_output_folder_that_cannot_be_made(
     assert "output_dir" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "place"),
-    [
-        (
-            "broken.jsonl",
-            '{"instruction": "a", "output": "b"}\n{"instruction": \n',
-            "broken.jsonl:2",
-        ),
-        ("twice.json", '[{"instruction": "a", "instruction": "c", "output": "b"}]', "instruction"),
-        ("number.json", '[{"instruction": "a", "output": 7}]', "number.json#0"),
-        ("empty.jsonl", "", "empty.jsonl"),
-        ("latin.jsonl", '{"instruction": "caf\xe9", "output": "b"}\n'.encode("latin-1"), "latin"),
-    ],
-)
-def test_bad_files_are_located(
-    base: list[str],
-    tmp_path: Path,
-    name: str,
-    content: str | bytes,
-    place: str,
-    capsys: pytest.CaptureFixture[str],
+@pytest.fixture(scope="module")
+def unloadable(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model without weights: who gets as far as loading it ends with exit code 4."""
+    folder = tmp_path_factory.mktemp("unloadable") / "model"
+    shutil.copytree(model_dir, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder
+
+
+GOOD = '{"instruction": "a", "output": "b"}'
+CHAT = '{"messages": [%s]}'
+USER, REPLY = '{"role": "user", "content": "q"}', '{"role": "assistant", "content": "a"}'
+BAD_FILES = {
+    "cut": (f'{GOOD}\n{{"instruction": \n', ":2:16: The line is not JSON"),
+    "comma": (f"{GOOD}\r\n\r\n{GOOD[:-1]},}}", r":3:3\d: The line is not JSON"),
+    "two": (f"{GOOD} {GOOD}\n", ":1:37: "),
+    "deep": (f"{GOOD}\n" + "[" * 100_000, ":2:1: "),
+    "twice": ('[{"instruction": "a", "instruction": "c", "output": "b"}]', ":1:2: .*'instruction'"),
+    "constant": ('{"instruction": "a", "output": "b", "score": NaN}', ":1:1: .*NaN is not JSON"),
+    "empty": ("", ": The file is empty"),
+    "blank": (" \n\r\n\t\n", ": The file has only blank lines"),
+    "no rows": ("[]", ": 0 usable rows of 0"),
+    "number": ('[{"instruction": "a", "output": 7}]', "#0: Column 'output' is not a text. Got: 7"),
+    "boolean": (
+        f'{GOOD}\n{{"instruction": true, "output": "b"}}',
+        ":2: .*'instruction' is not a text",
+    ),
+    "null": ('{"instruction": "a", "output": null}', ":1: Column 'output' is missing or empty"),
+    "columns": ('{"instrction": "a", "outputs": "b"}', ":1: .*instead of 'instrction'"),
+    "latin": (
+        '{"instruction": "caf\xe9", "output": "b"}\n'.encode("latin-1"),
+        "--encoding latin-1",
+    ),
+    "utf-16": (GOOD.encode("utf-16"), "--encoding utf-16"),
+    "byte": (f"{GOOD}\n{GOOD}\n".encode() + GOOD.encode().replace(b"b", b"\xff"), ":3:33: .*utf-8"),
+    "nul": (f"{GOOD}\n{GOOD}".replace('"b"', '"b\0"'), ":2:34: .*NUL"),
+    "only nul": ('{"instruction": "\0"}', ":1:18: .*NUL"),
+    "half": (GOOD.replace('"b"', '"\\ud800"'), ":1:33: .*surrogate"),
+    "role": (CHAT % f"{USER}, {REPLY.replace('assistant', 'asistant')}", ":1: .*mean 'assistant'"),
+    "order": (CHAT % f"{USER}, {USER}, {REPLY}", r":1: Turn 2 \(user\) follows a user turn"),
+    "start": (CHAT % REPLY, ":1: The conversation starts with an assistant turn"),
+    "system": (
+        CHAT % f"{USER}, {REPLY.replace('assistant', 'system')}",
+        ":1: Turn 2 is a system turn",
+    ),
+    "tool": (CHAT % f"{USER}, {REPLY.replace('assistant', 'tool')}", ":1: Turn 2 is a tool result"),
+    "trailing": (CHAT % f"{USER}, {REPLY}, {USER}", ":1: The conversation ends with a user turn"),
+    "weight": (CHAT % f'{USER}, {REPLY[:-1]}, "weight": 0.5}}', ":1: Message 2: .*neither 0 nor 1"),
+    "gzip": (b"\x1f\x8b\x08rest", ": The file is a gzip archive"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_located_before_the_model_is_loaded(
+    base: list[str], unloadable: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / name
+    content, said = BAD_FILES[name]
+    path = tmp_path / "rows.jsonl"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    code, message = fails([*base, "--dataset", str(path)], capsys)
+    argv = [*base, "--dataset", str(path), "--model_name_or_path", str(unloadable)]
+    code, message = fails(argv, capsys)
     assert code == 3, message
-    assert place in message
+    assert re.search(rf"^Error: \S*rows\.jsonl.*{said}", message, re.MULTILINE), message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "absent rows"])
+def test_what_is_no_data_is_refused_before_the_model_is_loaded(
+    base: list[str], unloadable: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    flags = []
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_text(GOOD)
+        flags = ["--max_samples", "0"]
+    argv = [*base, "--dataset", str(path), "--model_name_or_path", str(unloadable), *flags]
+    code, message = fails(argv, capsys)
+    assert code == 3, message
+    assert re.search("not a regular file|no data file|max_samples is 0", message)
+
+
+def test_good_data_gets_as_far_as_the_model(
+    base: list[str], unloadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails([*base, "--model_name_or_path", str(unloadable)], capsys)[0] == 4
+
+
+def test_a_set_smaller_than_a_batch_trains(train: Train, tmp_path: Path) -> None:
+    path = tmp_path / "one.jsonl"
+    path.write_text(GOOD)
+    output_dir = train("--max_steps", "2", dataset=str(path))
+    counts = read_json(output_dir / "run.json")["data"]["datasets"][str(path)]
+    assert (counts["rows"], counts["bad_rows"]) == (1, 0)
+
+
+def test_too_many_skipped_rows_stop_the_run(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{GOOD}\n" * 95 + "{\n" * 5)
+    argv = [*base, "--dataset", str(path), "--on_bad_row", "skip"]
+    for share, code in (("0.01", 3), ("0.05", 0), ("0.04", 3)):  # also with the tokens stored
+        got, message = fails([*argv, "--max_bad_rows", share, "--overwrite_output_dir"], capsys)
+        assert got == code, message
+        if code:
+            told = r"5 of 100 rows are bad \(malformed_json: 5\): .*rows\.jsonl:96:2: "
+            assert re.search(told, message), message
+
+
+@pytest.mark.parametrize("change", ["grown", "gone"])
+def test_data_that_changed_is_not_resumed(
+    train: Train, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{GOOD}\n" * 8)
+    train("--max_steps", "2", "--save_steps", "1", dataset=str(path))
+    path.write_text(f"{GOOD}\n" * 9) if change == "grown" else path.unlink()
+    flags = ["--max_steps", "3", "--resume_from_checkpoint", "true"]
+    train(*flags, dataset=str(path), code=4 if change == "grown" else 2)
+    assert re.search("other settings.*data|Undefined data set", capsys.readouterr().err)
 
 
 def test_skipped_rows_are_counted(train: Train, tmp_path: Path) -> None:

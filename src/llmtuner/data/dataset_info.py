@@ -87,7 +87,7 @@ class DatasetSpec:
         tags: the same for the keys and roles inside messages.
         num_samples: how many rows to draw; None takes all.
         custom_digest: sha256 over the user's own formats; None without them.
-        max_bad_rows: share of the rows that may be skipped; 0 where bad rows are errors.
+        max_bad_rows: share of the rows that may be skipped; None leaves it to the reader.
         stamps: of `files`, taken when the name was resolved; a file that no longer has its stamp
             is refused when it is read. Empty takes any file.
     """
@@ -100,7 +100,7 @@ class DatasetSpec:
     tags: Mapping[str, str] | None = None
     num_samples: int | None = None
     custom_digest: str | None = None
-    max_bad_rows: float = 0.0
+    max_bad_rows: float | None = None
     stamps: tuple[FileStamp, ...] = field(default=(), compare=False)
 
     def reading_settings(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def load_dataset_specs(data_args: DataArgs, names: Sequence[str]) -> list[Datase
         replace(
             spec,
             custom_digest=_digest(registry.folder),
-            max_bad_rows=data_args.max_bad_rows if data_args.on_bad_row == "skip" else 0.0,
+            max_bad_rows=data_args.max_bad_rows if data_args.on_bad_row == "skip" else None,
             stamps=tuple(FileStamp.of(path) for path in spec.files),
         )
         for spec in specs

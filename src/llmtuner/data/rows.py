@@ -60,7 +60,7 @@ def load_conversations(
     for conversation in islice(taken, data_args.max_samples):
         num_taken += 1
         yield conversation
-    if own.count:
+    if own.count and data_args.on_bad_row == "skip":
         _logger.warning("%s: %d rows skipped; %s", spec.name, own.count, own.examples[-1])
     if not num_taken:
         nothing = "max_samples is 0" if data_args.max_samples == 0 else "there is none"
@@ -71,21 +71,22 @@ def load_conversations(
             fix="correct the rows, columns or max_samples",
             kind="no_usable_rows",
         )
-    _check_share(spec, own)
+    if spec.max_bad_rows is not None:
+        _check_share(spec, own, limit=spec.max_bad_rows)
 
 
-def _check_share(spec: DatasetSpec, bad_rows: BadRows) -> None:
+def _check_share(spec: DatasetSpec, bad_rows: BadRows, *, limit: float) -> None:
     """Refuse a data set of which too much was skipped: it, or its entry, is not what one thinks."""
     num_rows = bad_rows.count + bad_rows.num_good
-    spared = min(_NUM_SPARED, num_rows // 2) if spec.max_bad_rows else 0
-    if bad_rows.count <= max(spec.max_bad_rows * num_rows, spared):
+    spared = min(_NUM_SPARED, num_rows // 2) if limit else 0
+    if bad_rows.count <= max(limit * num_rows, spared):
         return
     kinds = ", ".join(f"{kind}: {count}" for kind, count in bad_rows.kinds.most_common())
     raise DataError(
         f"{bad_rows.count} of {num_rows} rows are bad ({kinds}): "
         + "; ".join(bad_rows.examples[:_NUM_REASONS]),
         where=spec.name,
-        allowed=f"a share of {spec.max_bad_rows:g}",
+        allowed=f"a share of {limit:g}",
         fix="repair the rows, or raise --max_bad_rows",
         kind="too_many_bad_rows",
     )

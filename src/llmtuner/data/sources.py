@@ -200,17 +200,20 @@ def list_data_files(path: Path) -> list[Path]:
 
 
 def _read_text_rows(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
-    head = _head_lines(path, codec)
+    unreadable = BadRows("skip")
+    head = _head_lines(path, codec, unreadable)
+    if not head and unreadable.count:
+        head = [""]  # the suffix decides, and the reader says what is wrong
     if not head:
         raise DataError("The file has only blank lines.", where=str(path), kind="empty_file")
     return _text_kind(head, path.suffix.lower())(path, codec, bad_rows)
 
 
-def _head_lines(path: Path, codec: str) -> list[str]:
+def _head_lines(path: Path, codec: str, unreadable: BadRows) -> list[str]:
     """The first lines that are not blank; lines that cannot be read do not count."""
     head: list[str] = []
     num_characters = 0
-    for _, line in decoded_lines(path, codec, BadRows("skip")):
+    for _, line in decoded_lines(path, codec, unreadable):
         if line and not line.isspace():
             head.append(line)
             num_characters += len(line)

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from json_cases import INVALID, OPEN, VALID
+from text_sets import data_args, text_encoder, write_texts
 
+from llmtuner.data.dataset_info import load_dataset_specs
 from llmtuner.data.json_strict import JsonError, parse_json
 from llmtuner.data.records import BadRows
 from llmtuner.data.sources import list_data_files, read_rows
+from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import DataError
 
 GOOD = b'{"text": "a"}'
@@ -143,6 +146,21 @@ def test_a_line_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
     }.items():
         (row,) = read_rows(write(tmp_path, name, content.encode()))
         assert (row.value if isinstance(row.value, str) else row.value["text"]) == text  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("change", ["rewritten", "gone"])
+def test_a_stream_does_not_read_another_file_in_its_second_epoch(
+    tmp_path: Path, change: str
+) -> None:
+    write_texts(tmp_path, a=["x", "y", "z"])
+    args = data_args(tmp_path, "a", streaming=True)
+    specs = load_dataset_specs(args, ["a"])
+    stream = iter(SampleStream(specs, args, encode=text_encoder(), seed=0, packing=False))
+    assert [next(stream) for _ in range(3)]
+    path = tmp_path / "a.json"
+    path.unlink() if change == "gone" else os.utime(path, (1, 1))
+    with pytest.raises(DataError, match=r"a\.json: .*(has changed|cannot be opened)"):
+        next(stream)
 
 
 READ = """
