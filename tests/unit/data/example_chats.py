@@ -7,6 +7,18 @@ TOOLS = (
     '"object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}]'
 )
 
+MANY_TOOLS = (
+    '[{"type": "function", "function": {"name": "get_weather", "description": "Weather of a city.",'
+    ' "parameters": {"type": "object", "properties": {"city": {"type": "string", "description":'
+    ' "Its name."}, "days": {"type": "integer", "default": 1}, "hours": {"type": "array", "items":'
+    ' {"type": "number"}}, "unit": {"type": "string", "enum": ["C", "F"]}, "fast": {"type":'
+    ' "boolean"}, "place": {"type": "object", "properties": {"x": {"type": "number"}, "y": {"type":'
+    ' "number"}}, "required": ["x"]}, "more": {"type": "object"}, "at": {"type":'
+    ' ["string", "null"]}, "raw": {}, "any": {"type": "array"}}, "required": ["city"]}}},'
+    ' {"type": "function", "function": {"name": "now", "description": "现在几点？", "parameters":'
+    ' {"type": "object", "properties": {}}}}]'
+)
+
 
 def chat(*turns: str, system: str | None = None, tools: str | None = None) -> Conversation:
     """A conversation of user and assistant in turn, every answer trained."""
@@ -27,6 +39,25 @@ def tool_chat() -> Conversation:
         Message("assistant", "It is clear.", train=True),
     )
     return Conversation(messages, tools=TOOLS, source="chat.json#0")
+
+
+def long_tool_chat(num_calls: int) -> Conversation:
+    """A system prompt, words in front of one or two calls, two results, and another question."""
+    calls = (
+        ToolCall("get_weather", '{"city": "Paris", "days": 2}'),
+        ToolCall("get_weather", '{"city": "罗马", "hours": [6, {"to": null}]}'),
+    )[:num_calls]
+    messages = (
+        Message("system", "Answer briefly."),
+        Message("user", "How is the weather?"),
+        Message("assistant", "I look it up.", train=True, tool_calls=calls),
+        Message("tool", "result 0"),
+        Message("tool", "result 1"),
+        Message("assistant", "It is clear.", train=True),
+        Message("user", "Thanks."),
+        Message("assistant", "Welcome.", train=True),
+    )
+    return Conversation(messages, tools=MANY_TOOLS, source="chat.json#0")
 
 
 def thought_chat() -> Conversation:

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from example_chats import CHATS, thought_chat, tool_chat
+from example_chats import CHATS, long_tool_chat, thought_chat, tool_chat
 from tiny_tokenizers import byte_level, control_tokens, extend, plain_byte_level
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -16,6 +16,7 @@ from llmtuner.data.templates import template_aliases, template_names
 
 FOLDER = Path(__file__).parent / "goldens"
 MINIMIND = Path(__file__).parents[3].parent / "shared/data/tokenizers/minimind"
+ONE_CALL = {"chatglm3", "chatglm3_system", "glm4", "gpt_oss", "llama3.1"}  # in a turn
 GOLDEN_NAMES = [name for name in template_names() if name not in template_aliases()]
 
 
@@ -38,7 +39,8 @@ def golden_tokenizer(kind: str, template: str) -> PreTrainedTokenizerBase:
 def golden_chats(template: Template) -> dict[str, Conversation]:
     """Return the example chats that a template can show."""
     can = template.abilities
-    tools = {"tools": tool_chat()} if can.tool_calls else {}
+    num_calls = 1 if template.name in ONE_CALL else 2
+    tools = {"tools": tool_chat(), "calls": long_tool_chat(num_calls)} if can.tool_calls else {}
     return CHATS | tools | ({"thoughts": thought_chat()} if can.thinking else {})
 
 

@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from example_chats import long_tool_chat
 from golden_texts import (
     FOLDER,
     GOLDEN_NAMES,
     MINIMIND,
+    ONE_CALL,
     golden_chats,
     golden_ids,
     golden_tokenizer,
@@ -120,6 +122,14 @@ def test_missing_control_tokens_are_all_named(name: str) -> None:
             load_template(name, tokenizer)
         assert caught.value.got == missing
         assert f"'{name}' has control tokens that this tokenizer lacks" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(ONE_CALL))
+def test_two_calls_are_refused_where_the_model_makes_one(name: str) -> None:
+    tokenizer = golden_tokenizer("byte_level", name)
+    template = load_template(name, tokenizer)
+    with pytest.raises(TemplateError, match="This template shows one tool call in a turn"):
+        encode_conversation(long_tool_chat(2), template=template, tokenizer=tokenizer)
 
 
 def facts(name: str) -> list[str]:

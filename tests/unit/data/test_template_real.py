@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_chats import TOOLS
+from example_chats import MANY_TOOLS, TOOLS
 
 from llmtuner.data.chat_jinja import render_chat
 from llmtuner.data.prompt import parse_tools
@@ -127,6 +127,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "real", "kind", "more"), CASES)
 def test_prompts_are_those_of_the_model(name: str, real: str, kind: str, more: Any) -> None:
-    tools = parse_tools(TOOLS) if kind not in ("turns", "system") else None
+    definitions = {"turns": None, "system": None, "both": MANY_TOOLS}.get(kind, TOOLS)
+    tools = parse_tools(definitions) if definitions else None
     ours = prompts(read_template(name), CHATS[kind], tools, more)
     assert ours == prompts(real_template(real), CHATS[kind], tools, more)
