@@ -106,19 +106,6 @@ def test_flat_batch_equals_separate_samples(name: str) -> None:
     assert (flat - apart).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_sample_never_sees_its_neighbours(name: str) -> None:
-    model = build(CONFIGS[name])
-    parts = samples()
-    other = [parts[0], samples(seed=1)[1], parts[2]]
-    with torch.no_grad():
-        before, after = run_flat(model, parts), run_flat(model, other)
-    first, last = slice(0, 3), slice(14, 21)
-    assert torch.equal(before[:, first], after[:, first])
-    assert torch.equal(before[:, last], after[:, last])
-    assert not torch.equal(before, after)
-
-
 def test_a_window_cuts_what_a_token_sees() -> None:
     wide = build(MistralConfig(**SHAPE, sliding_window=None))
     narrow = build(MistralConfig(**SHAPE, sliding_window=4))
