@@ -259,12 +259,74 @@ def said(roles: str) -> Conversation:
         ((user(""), answer("a")), r"Turn 1 \(user\) is empty"),
         ((user("q"), answer(" \n")), r"Turn 2 \(assistant\) is empty"),
         ((user("q\0"), answer("a")), "NUL"),
+        ((user("q"), answer("a", thinking="\0")), "NUL"),
+        (
+            (user("q\ud800"), answer("a")),
+            r"Turn 1 contains half of a surrogate pair at character 2",
+        ),
+        (
+            (user("q"), answer("中\U000f0001")),
+            r"Turn 2 contains U\+F0000 or U\+F0001 at character 2",
+        ),
+        ((user("q"), answer("", tool_calls=(ToolCall("f\U000f0000", "{}"),))), r"U\+F0000"),
+        ((user("q"), answer("", tool_calls=(ToolCall("f", '{"a": "\0"}'),))), "NUL"),
+        ((user("q"), answer("", tool_calls=(ToolCall("f", r'["\uDB80\udc00"]'),))), r"U\+F0000"),
         ((Message("user", "q", train=True), answer("a")), "asks to be trained"),
     ],
 )
 def test_turns_are_refused(messages: tuple[Message, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         check_conversation(Conversation(messages))
+
+
+def test_a_document_may_hold_any_character_but_nul_and_surrogates() -> None:
+    check_conversation(Conversation((Message("text", "\U000f0000\U000f0001", train=True),)))
+    with pytest.raises(DataError, match="tool definitions contains a NUL"):
+        check_conversation(Conversation((user("q"), answer("a")), tools="[\0]"))
+
+
+KINDS = {
+    "unknown_role": turns("user:q", "asistant:a"),
+    "wrong_role_order": turns("user:q", "user:q", "assistant:a"),
+    "late_system_turn": turns("user:q", "system:s", "assistant:a"),
+    "tool_result_without_call": turns("user:q", "tool:t", "assistant:a"),
+    "unanswered_turn": turns("user:q", "assistant:a", "user:q"),
+    "empty_turn": turns("user: ", "assistant:a"),
+    "empty_answer": turns("user:q", "assistant:\n"),
+    "bad_message_list": ["q", "a"],
+    "missing_content": [*turns("user:q"), {"role": "assistant", "content": None}],
+    "wrong_type": [*turns("user:q"), {"role": "assistant", "content": 7}],
+    "unknown_content_part": [*turns("user:q"), {"role": "assistant", "content": [{"type": "x"}]}],
+    "bad_tool_call": [*turns("user:q"), {"role": "assistant", "tool_calls": [{}]}],
+    "nul_character": turns("user:q\0", "assistant:a"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refusals_say_their_kind(kind: str) -> None:
+    with pytest.raises(DataError) as caught:
+        convert("openai", {"messages": KINDS[kind]})
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "kind"),
+    [
+        ("alpaca", {"instruction": "i", "output": ""}, "missing_answer"),
+        ("alpaca", {"instruction": "", "output": "o"}, "missing_column"),
+        ("alpaca", {"instruction": "i", "output": ["a", "b"]}, "preference_data"),
+        ("alpaca", {"instruction": "i", "output": "o", "history": "h"}, "bad_history"),
+        ("alpaca", {"instruction": "i", "output": "o", "tools": "{}"}, "bad_tools"),
+        ("qa", {"question": "q"}, "missing_answer"),
+        ("qa", {"question": "q", "answer": 7}, "wrong_type"),
+        ("think", {"question": "q", "think": "t", "answer": None}, "missing_answer"),
+        ("text", {"texts": "t"}, "missing_column"),
+    ],
+)
+def test_columns_say_their_kind(name: str, row: dict[str, Any], kind: str) -> None:
+    with pytest.raises(DataError) as caught:
+        convert(name, row)
+    assert caught.value.kind == kind
 
 
 def test_think() -> None:
