@@ -119,7 +119,7 @@ class StepResult:
             f"{place}: {what} {value:.8g}, reference {expected:.8g}, "
             f"relative difference {difference:.1e} (allowed {allowed:.0e})"
             for what, value, expected, difference, allowed in rows
-            if not difference <= allowed
+            if difference > allowed
         ]
         if self.num_displaced:
             found.append(
@@ -228,7 +228,7 @@ def replace_gradients(
         for name, parameter in _trained(model):
             expected = file.get_tensor(name).to(parameter.device) if name in names else None
             found = _compare(name, parameter.grad, expected, floor=floor)
-            if not worst.name or not found.difference <= worst.difference:
+            if not worst.name or found.difference > worst.difference:
                 worst = found
             parameter.grad = expected
     return worst
@@ -244,8 +244,7 @@ def _compare(
     here, there = (zero if tensor is None else tensor for tensor in (gradient, expected))
     norm, expected_norm = _norm(here), _norm(there)
     distance = _norm(here - there)
-    scale = max(expected_norm, floor)
-    difference = distance / scale if scale else float(distance > 0)
+    difference = _quotient(distance, max(expected_norm, floor))
     return TensorDifference(name, norm, expected_norm, difference)
 
 
@@ -276,6 +275,11 @@ def _norm(tensor: Tensor) -> float:
 
 
 def _relative(value: float, expected: float, *, floor: float) -> float:
-    scale = max(abs(expected), floor)
-    distance = abs(value - expected)
-    return distance / scale if scale else float(distance > 0)
+    return _quotient(abs(value - expected), max(abs(expected), floor))
+
+
+def _quotient(distance: float, scale: float) -> float:
+    """Return distance / scale; infinite for what is not a number, or not zero beside zero."""
+    if distance == 0:
+        return 0.0
+    return distance / scale if scale > 0 and math.isfinite(distance) else math.inf
