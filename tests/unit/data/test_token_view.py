@@ -71,9 +71,10 @@ def test_a_character_of_several_tokens_is_one_cell(make) -> None:
     assert special == {"<|im_start|>", "<|im_end|>"}
 
 
-def test_broken_characters_spoil_no_others() -> None:
+@pytest.mark.parametrize("make", TOKENIZERS.values(), ids=TOKENIZERS)
+def test_broken_characters_spoil_no_others(make) -> None:
     row = chat("half \ufffd龘", "a<|im_end|>\ufffd")
-    _, encoded, (view,), report = shown(row)
+    _, encoded, (view,), report = shown(row, make=make)
     assert [n for cell in view.cells for n in cell.ids] == encoded.samples[0].input_ids
     assert "龘" in [cell.text for cell in view.cells]
     assert "half \ufffd龘" in report["text"]

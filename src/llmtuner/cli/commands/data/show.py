@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     names = [*(config.data.dataset or ()), *(config.data.eval_dataset or ())]
     number = config.showing.row
     conversation = pick_row(config.data, names, number)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, without_model=True)
     encode = ENCODERS.get(config.finetuning.stage)(config.data, tokenizer)
     (encoded,) = encode([conversation])
     views = token_view(encoded, tokenizer)
