@@ -4,21 +4,24 @@ files → conversations → tokens (stored by content) → mixed → split → p
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets, interleave_datasets
 
-from llmtuner.data.dataset_info import load_dataset_specs
+from llmtuner.data.audit.limits import Limits, parse_limits
+from llmtuner.data.audit.report import audit_from_dict
+from llmtuner.data.audit.training import Named, audit_run
+from llmtuner.data.dataset_info import DatasetSpec, load_dataset_specs
 from llmtuner.data.packing import fill_ratio, pack
 from llmtuner.data.stream import SampleStream, held_out_samples
-from llmtuner.data.token_store import Tokens
 from llmtuner.data.tokenise import Encoder, tokenise
 from llmtuner.data.tokenized import is_of_this_job, load_tokenized, save_tokenized, settings_of
 from llmtuner.extras.errors import DataError
 from llmtuner.extras.logs import get_logger
+from llmtuner.hparams.audit import AuditArgs
 from llmtuner.hparams.data import DataArgs
 
 logger = get_logger(__name__)
@@ -33,6 +36,7 @@ class BuiltData:
         evals: named evaluation sets; the name "" is the split or the only `eval_dataset`.
         packs: sample numbers of `train` that share a unit; None without packing.
         report: counts per data set, for `run.json`.
+        audit: what is the matter with the rows, for `run.json`; empty without an audit.
         saved_to: where `tokenized_path` was written; the run ends there.
     """
 
@@ -40,13 +44,20 @@ class BuiltData:
     evals: Mapping[str, Dataset]
     packs: list[list[int]] | None
     report: Mapping[str, Any]
+    audit: Mapping[str, Any] = field(default_factory=dict)
     saved_to: Path | None = None
 
 
 def build_datasets(
-    args: DataArgs, *, encode: Encoder, seed: int, packing: bool, for_training: bool
+    args: DataArgs,
+    *,
+    encode: Encoder,
+    seed: int,
+    packing: bool,
+    for_training: bool,
+    audit: AuditArgs | None = None,
 ) -> BuiltData:
-    """Read, tokenise, mix, split and pack.
+    """Read, tokenise, audit, mix, split and pack.
 
     Args:
         args: the data settings.
@@ -54,21 +65,31 @@ def build_datasets(
         seed: decides the split, the mixture and the packs.
         packing: put several samples into one unit of `cutoff_len` tokens.
         for_training: False gives everything to evaluation.
+        audit: whether to audit, and what stops the run; None is no audit.
 
     Raises:
-        DataError: a file or row cannot be used, or nothing is left to train on.
+        DataError: a file or row cannot be used, nothing is left to train on, or the audit found
+            more than its limits allow.
+        ConfigError: a limit of the audit is not one.
     """
+    limits = parse_limits(audit.audit_limits) if audit is not None and audit.audit else None
     if args.streaming and for_training:
-        return _build_stream(args, encode=encode, seed=seed, packing=packing)
+        return _build_stream(args, encode=encode, seed=seed, packing=packing, limits=limits)
     target = Path(args.tokenized_path) if args.tokenized_path else None
     if target is not None and target.exists() and not is_of_this_job(target):
         parts, report = load_tokenized(target, settings_of(args, encode, seed))
+        audited = _told(report.pop("audit", None), limits)
     else:
-        parts, report = _tokenise_all(args, encode=encode, seed=seed, for_training=for_training)
+        parts, report = _tokenise_all(
+            args, encode=encode, seed=seed, for_training=for_training, limits=limits
+        )
+        audited = _told(report.get("audit"), limits)
         if target is not None:
             settings = settings_of(args, encode, seed)
             save_tokenized(target, parts, settings=settings, report=report)
-            return BuiltData(None, {}, None, report, saved_to=target)
+            report.pop("audit", None)
+            return BuiltData(None, {}, None, report, audited, saved_to=target)
+        report.pop("audit", None)
     train = parts.pop("train", None)
     if for_training and train is None:
         raise DataError(
@@ -89,7 +110,17 @@ def build_datasets(
             "Packed %d samples into %d packs, %.2f %% full.", len(lengths), len(packs), 100 * filled
         )
         report = {**report, "packs": len(packs), "pack_fill_ratio": round(filled, 5)}
-    return BuiltData(train, evals, packs, report)
+    return BuiltData(train, evals, packs, report, audited)
+
+
+def _told(values: Mapping[str, Any] | None, limits: Limits | None) -> Mapping[str, Any]:
+    """Log an audit and hold it against the limits; nothing where there is none."""
+    if values is None or limits is None:
+        return {}
+    audit = audit_from_dict(values, limits)
+    audit.log()
+    audit.check()
+    return audit.to_dict()
 
 
 def _check_not_empty(
@@ -110,15 +141,21 @@ def _check_not_empty(
             )
 
 
-def _build_stream(args: DataArgs, *, encode: Encoder, seed: int, packing: bool) -> BuiltData:
+def _build_stream(
+    args: DataArgs, *, encode: Encoder, seed: int, packing: bool, limits: Limits | None
+) -> BuiltData:
     """Return a training stream; validation rows come from the head, or from `eval_dataset`."""
     specs = load_dataset_specs(args, args.dataset or ())
     eval_specs = load_dataset_specs(args, args.eval_dataset or ())
     num_held_out = 0 if eval_specs else int(args.val_size)
     evals = {}
+    audited: dict[str, Any] = {}
     if eval_specs:
-        sets = [tokenise(spec, args, encode).dataset for spec in eval_specs]
-        evals[""] = concatenate_datasets(sets)
+        sets = _tokenise_named(eval_specs, args, encode=encode, with_audit=limits is not None)
+        evals[""] = concatenate_datasets([tokens.dataset for _, tokens in sets])
+        if limits is not None:
+            found = audit_run((), sets, parts=evals, args=args, limits=limits)
+            audited |= _told(found.to_dict(), limits)
     elif num_held_out:
         evals[""] = held_out_samples(specs, args, encode=encode, num_rows=num_held_out)
     _check_not_empty(None, evals, {})
@@ -127,14 +164,20 @@ def _build_stream(args: DataArgs, *, encode: Encoder, seed: int, packing: bool) 
     )
     logger.info("Streaming %s; counts are not known before the end.", ", ".join(args.dataset or ()))
     report = {"streaming": True, "held_out_rows": num_held_out, "datasets": stream.counts}
-    return BuiltData(stream, evals, None, report)
+    if limits is not None:
+        logger.info("Audit: streamed rows are counted while training, and not looked at.")
+        audited["streaming"] = "training rows are counted (see data), and not looked at"
+    return BuiltData(stream, evals, None, report, audited)
 
 
 def _tokenise_all(
-    args: DataArgs, *, encode: Encoder, seed: int, for_training: bool
+    args: DataArgs, *, encode: Encoder, seed: int, for_training: bool, limits: Limits | None
 ) -> tuple[dict[str, Dataset], dict[str, Any]]:
-    sets = _tokenise_named(args, args.dataset or (), encode=encode)
-    eval_sets = _tokenise_named(args, args.eval_dataset or (), encode=encode)
+    specs = load_dataset_specs(args, args.dataset or ())
+    eval_specs = load_dataset_specs(args, args.eval_dataset or ())
+    with_audit = limits is not None
+    sets = _tokenise_named(specs, args, encode=encode, with_audit=with_audit)
+    eval_sets = _tokenise_named(eval_specs, args, encode=encode, with_audit=with_audit)
     parts: dict[str, Dataset] = {}
     if sets:
         mixed = _mix([tokens.dataset for _, tokens in sets], args, seed=seed)
@@ -147,20 +190,25 @@ def _tokenise_all(
         else:
             parts["train"] = mixed
     if eval_sets and args.eval_on_each_dataset:
-        parts |= {f"validation_{name}": tokens.dataset for name, tokens in eval_sets}
+        parts |= {f"validation_{spec.name}": tokens.dataset for spec, tokens in eval_sets}
     elif eval_sets:
         parts["validation"] = concatenate_datasets([tokens.dataset for _, tokens in eval_sets])
-    counts = {name: tokens.counts for name, tokens in [*sets, *eval_sets]}
     samples = {name: len(part) for name, part in parts.items()}
-    return parts, {"datasets": counts, "samples": samples}
+    report: dict[str, Any] = {"datasets": {}, "samples": samples}
+    if limits is not None:
+        found = audit_run(sets, eval_sets, parts=parts, args=args, limits=limits)
+        report["audit"] = found.to_dict()
+    for spec, tokens in [*sets, *eval_sets]:
+        counts = {name: value for name, value in tokens.counts.items() if name != "audit"}
+        report["datasets"][spec.name] = counts
+    return parts, report
 
 
 def _tokenise_named(
-    args: DataArgs, names: Sequence[str], *, encode: Encoder
-) -> list[tuple[str, Tokens]]:
+    specs: Sequence[DatasetSpec], args: DataArgs, *, encode: Encoder, with_audit: bool
+) -> list[Named]:
     """Tokenise the sets in their order; a set that is named twice counts twice."""
-    specs = load_dataset_specs(args, names)
-    return [(spec.name, tokenise(spec, args, encode)) for spec in specs]
+    return [(spec, tokenise(spec, args, encode, with_audit=with_audit)) for spec in specs]
 
 
 def _mix(sets: Sequence[Dataset], args: DataArgs, *, seed: int) -> Dataset:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llmtuner.data.conversation import IGNORE_INDEX
+from llmtuner.data.audit.inspect import supervised_tokens
 from llmtuner.data.dataset_info import DatasetSpec
 from llmtuner.data.records import BadRows
 from llmtuner.data.render import Encoded
@@ -40,7 +40,7 @@ def tally(counts: Counts, encoded: Encoded) -> None:
     for sample in encoded.samples:
         counts["samples"] += 1
         counts["tokens"] += len(sample.input_ids)
-        counts["supervised_tokens"] += sum(label != IGNORE_INDEX for label in sample.labels[1:])
+        counts["supervised_tokens"] += supervised_tokens(sample)
 
 
 def note_bad_rows(counts: Counts, bad_rows: BadRows) -> None:

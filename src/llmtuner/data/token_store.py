@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
         "labels": pa.large_list(pa.int32()),
         "source": pa.string(),
         "row": pa.int64(),
+        "digest": pa.int64(),
     }
 )
 _ROWS_PER_BATCH = 1000
@@ -45,12 +46,14 @@ class TokenRow:
         labels: the same where a token is trained, IGNORE_INDEX elsewhere; not shifted.
         source: `file:line` of the data row.
         row: number of the data row in its set; several samples can come from one row.
+        digest: hash of the data row, by which equal rows are found; 0 without an audit.
     """
 
     input_ids: list[int]
     labels: list[int]
     source: str
     row: int
+    digest: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,7 @@ def _write_rows(path: Path, rows: Iterable[TokenRow]) -> None:
                 "labels": [row.labels for row in chunk],
                 "source": [row.source for row in chunk],
                 "row": [row.row for row in chunk],
+                "digest": [row.digest for row in chunk],
             }
             writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
 

@@ -1,14 +1,15 @@
 """Tokenise one data set into its store, counting what is kept, cut and left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from itertools import islice
-from multiprocessing import get_context
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from transformers import PreTrainedTokenizerBase
 
+from llmtuner.data.audit.findings import Auditor
+from llmtuner.data.audit.inspect import RowNotes, inspect_rows
+from llmtuner.data.audit.row import Vocabulary, vocabulary_of
+from llmtuner.data.blocks import map_blocks, show_progress
 from llmtuner.data.conversation import Conversation
 from llmtuner.data.counts import Counts, note_bad_rows, start_counts, tally
 from llmtuner.data.dataset_info import DatasetSpec
@@ -21,16 +22,19 @@ from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
-CODE_VERSION = 2
-"""Raised when the same rows would become other tokens."""
-
-_BLOCK = 256  # rows that are tokenised together
+CODE_VERSION = 3
+"""Raised when the same rows would become other tokens, or have another audit."""
 
 logger = get_logger(__name__)
 
 
 class Encoder(Protocol):
     """Turns conversations into samples; the stage decides which kind."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What turns texts into ids."""
+        ...
 
     @property
     def template(self) -> Template | None:
@@ -46,16 +50,26 @@ class Encoder(Protocol):
         ...
 
 
-def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
-    """Return the tokenised rows of one data set, from its store when nothing has changed."""
+def tokenise(
+    spec: DatasetSpec, args: DataArgs, encode: Encoder, *, with_audit: bool = False
+) -> Tokens:
+    """Return the tokenised rows of one data set, from its store when nothing has changed.
+
+    With an audit, `counts["audit"]` holds it, and the rows carry their digests.
+    """
     start = start_counts(spec)
 
     def build(counts: Counts) -> Iterator[TokenRow]:
         counts |= start
-        bad_rows = BadRows(args.on_bad_row)
+        auditor = Auditor() if with_audit else None
+        bad_rows = BadRows(args.on_bad_row, on_bad=auditor.audit.refuse if auditor else None)
         conversations = load_conversations(spec, data_args=args, bad_rows=bad_rows)
-        yield from _encode_rows(conversations, encode, counts=counts, args=args, name=spec.name)
+        yield from _encode_rows(
+            conversations, encode, counts=counts, args=args, name=spec.name, auditor=auditor
+        )
         note_bad_rows(counts, bad_rows)
+        if auditor is not None:
+            counts["audit"] = auditor.finish().to_dict()
 
     key = content_key(
         {
@@ -67,6 +81,7 @@ def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
             "encoding": args.encoding,
             "max_samples": args.max_samples,
             "on_bad_row": args.on_bad_row,
+            "audit": with_audit,
             "encoder": encode.fingerprint(),
         }
     )
@@ -78,6 +93,23 @@ def tokenise(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> Tokens:
     return tokens
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What is done with a block of rows, in this process or another one."""
+
+    encode: Encoder
+    vocabulary: Vocabulary | None
+
+    def __call__(self, block: list[Conversation]) -> list[tuple[Encoded, RowNotes | None]]:
+        """Encode the rows, and look at them where there is an audit."""
+        encoded = self.encode(block)
+        notes: Sequence[RowNotes | None] = [None] * len(block)
+        if self.vocabulary is not None:
+            notes = inspect_rows(block, encoded, self.vocabulary)
+        # what a sample was made of is much larger than its tokens
+        return [(replace(one, drafts=()), note) for one, note in zip(encoded, notes, strict=True)]
+
+
 def _encode_rows(
     conversations: Iterator[Conversation],
     encode: Encoder,
@@ -85,51 +117,18 @@ def _encode_rows(
     counts: Counts,
     args: DataArgs,
     name: str,
+    auditor: Auditor | None,
 ) -> Iterator[TokenRow]:
-    with _progress() as progress:
-        task = progress.add_task(f"Tokenising {name}", total=None)
-        num_workers = args.preprocessing_num_workers or 1
-        pairs = encode_in_blocks(conversations, encode, num_workers=num_workers)
-        for number, (_, encoded) in enumerate(pairs):
-            progress.advance(task)
-            tally(counts, encoded)
-            for sample in encoded.samples:
-                yield TokenRow(sample.input_ids, sample.labels, sample.source, number)
-
-
-def encode_in_blocks(
-    conversations: Iterator[Conversation], encode: Encoder, *, num_workers: int
-) -> Iterator[tuple[Conversation, Encoded]]:
-    """Yield every conversation with what became of it, in order.
-
-    One process gives the tokenizer whole blocks, which it spreads over the cores by itself; more
-    processes also render side by side. The tokens are the same.
-    """
-    blocks = iter(lambda: list(islice(conversations, _BLOCK)), [])
-    if num_workers == 1:
-        for block in blocks:
-            yield from zip(block, encode(block), strict=True)
-        return
-    # fork: the encoder with its tokenizer is inherited, not pickled
-    pool = ProcessPoolExecutor(
-        num_workers, mp_context=get_context("fork"), initializer=_set_encoder, initargs=(encode,)
-    )
-    with pool:
-        while some := list(islice(blocks, num_workers * 4)):
-            for block, encoded in zip(some, pool.map(_encode_block, some), strict=True):
-                yield from zip(block, encoded, strict=True)
-
-
-def _set_encoder(encode: Encoder) -> None:
-    _worker["encode"] = encode
-
-
-def _encode_block(block: list[Conversation]) -> list[Encoded]:
-    # what a sample was made of is much larger than its tokens
-    return [replace(encoded, drafts=()) for encoded in _worker["encode"](block)]
-
-
-_worker: dict[str, Encoder] = {}  # filled in worker processes only, once, when they start
+    vocabulary = vocabulary_of(encode.tokenizer, encode.template) if auditor else None
+    num_workers = args.preprocessing_num_workers or 1
+    pairs = map_blocks(conversations, _Work(encode, vocabulary), num_workers=num_workers)
+    for number, (encoded, notes) in enumerate(show_progress(f"Tokenising {name}", pairs)):
+        tally(counts, encoded)
+        if auditor is not None and notes is not None:
+            auditor.add(notes)
+        digest = notes.digest if notes else 0
+        for sample in encoded.samples:
+            yield TokenRow(sample.input_ids, sample.labels, sample.source, number, digest)
 
 
 def _log_counts(name: str, counts: Mapping[str, Any]) -> None:
@@ -139,12 +138,3 @@ def _log_counts(name: str, counts: Mapping[str, Any]) -> None:
         *(counts[key] for key in ("rows", "samples", "tokens", "supervised_tokens")),
         *(counts[key] for key in ("rows_cut", "rows_left_out", "bad_rows")),
     )
-
-
-def _progress() -> Progress:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.completed} rows"),
-    )
-    return Progress(*columns, TimeElapsedColumn(), transient=True)

@@ -40,7 +40,7 @@ def save_tokenized(
 
     The first process of a job writes, the others find the folder whole when they get the lock.
     """
-    columns = {name: part.remove_columns("row") for name, part in parts.items()}
+    columns = {name: part.remove_columns(["row", "digest"]) for name, part in parts.items()}
     only = columns["train"] if set(columns) == {"train"} else DatasetDict(columns)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(target) + ".lock"):

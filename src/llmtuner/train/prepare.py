@@ -142,6 +142,7 @@ def prepare_run(
     report = replace(
         begin_report(config, run_id=run_id),
         data=data.report,
+        audit=data.audit,
         contract=contract.to_dict() if contract else {},
         model=_describe(model, hf_args, precision, attention),
     )

@@ -38,6 +38,7 @@ class RunReport:
         config: the resolved settings, without secrets.
         notices: derived and changed settings, each with its reason.
         data: counts per data set, with the files' hashes.
+        audit: what is the matter with the rows, per data set; empty without an audit.
         contract: what was proved between training and serving; empty where there are no prompts.
         model: parameters, precision, attention.
         metrics: all results.
@@ -52,6 +53,7 @@ class RunReport:
     config: Mapping[str, Any]
     notices: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+    audit: Mapping[str, Any] = field(default_factory=dict)
     contract: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -139,4 +141,5 @@ def write_model_card(report: RunReport) -> None:
 def tokenized_report(config: RunConfig, data: BuiltData) -> RunReport:
     """Return the report of a run that only wrote `tokenized_path`."""
     report = begin_report(config, run_id="")
-    return replace(report, status="tokenized", data={**data.report, "saved_to": str(data.saved_to)})
+    values = {**data.report, "saved_to": str(data.saved_to)}
+    return replace(report, status="tokenized", data=values, audit=data.audit)

@@ -36,6 +36,7 @@ def run(config: RunConfig) -> RunReport:
         seed=config.train.seed,
         packing=config.data.packing is True,
         for_training=config.train.do_train,
+        audit=config.audit,
     )
     if data.saved_to is not None:
         return tokenized_report(config, data)

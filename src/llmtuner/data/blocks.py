@@ -1,0 +1,68 @@
+"""Working on rows in blocks, in one process or several, with a sign of life for people."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from llmtuner.data.conversation import Conversation
+
+BLOCK = 256
+"""Rows that are tokenised together."""
+
+T = TypeVar("T")
+Work = Callable[[list[Conversation]], list[T]]
+
+
+def map_blocks(
+    conversations: Iterable[Conversation], work: Work[T], *, num_workers: int
+) -> Iterator[T]:
+    """Yield what `work` makes of every conversation, in order.
+
+    One process gives the tokenizer whole blocks, which it spreads over the cores by itself; more
+    processes also render side by side. The results are the same.
+    """
+    rows = iter(conversations)
+    blocks = iter(lambda: list(islice(rows, BLOCK)), [])
+    if num_workers == 1:
+        for block in blocks:
+            yield from work(block)
+        return
+    # fork: the encoder with its tokenizer is inherited, not pickled
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=get_context("fork"), initializer=_set_work, initargs=(work,)
+    )
+    with pool:
+        while some := list(islice(blocks, num_workers * 4)):
+            for results in pool.map(_run_work, some):
+                yield from results
+
+
+def show_progress(title: str, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, showing on stderr how many rows went by."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed} rows"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        for item in items:
+            progress.advance(task)
+            yield item
+
+
+def _set_work(work: Work[Any]) -> None:
+    _worker["work"] = work
+
+
+def _run_work(block: list[Conversation]) -> list[Any]:
+    return _worker["work"](block)
+
+
+_worker: dict[str, Work[Any]] = {}  # filled in worker processes only, once, when they start
