@@ -1,14 +1,16 @@
 """Checks across options: what cannot work together, before anything is loaded."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from llmtuner.extras.env import process_env
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.hparams.deepspeed_file import DeepspeedFile, Problem, check_deepspeed
 from llmtuner.hparams.resolve import TRACKERS
+
+_LONGEST_NAME_BYTES = 255  # of file systems
 
 
 def check(config: RunConfig, deepspeed: DeepspeedFile | None = None) -> list[Problem]:
@@ -24,7 +26,7 @@ def _output_is_no_input(config: RunConfig) -> Iterator[Problem]:
     output_dir = config.train.output_dir
     inputs = (config.model.model_name_or_path, *(config.model.adapter_name_or_path or ()))
     for path in filter(None, inputs if config.train.do_train and output_dir else ()):
-        if Path(path).expanduser().resolve() == Path(str(output_dir)).expanduser().resolve():
+        if _real(path) == _real(str(output_dir)):
             problem = "output_dir is the folder of the model or adapter that training starts from."
             fix = "write to another --output_dir"
             yield ("output_dir", "model_name_or_path"), ConfigError(problem, got=path, fix=fix)
@@ -60,8 +62,8 @@ def _quantization(config: RunConfig) -> Iterator[Problem]:
 def _export(config: RunConfig) -> Iterator[Problem]:
     if not config.export.export_dir:
         yield _missing("export_dir", "the folder for the merged model")
-    elif Path(config.export.export_dir).is_file():
-        yield _is_file("export_dir", config.export.export_dir)
+    else:
+        yield from _folder("export_dir", config.export.export_dir)
     if config.model.quantization_bit is not None:
         yield (
             ("quantization_bit",),
@@ -86,8 +88,8 @@ def _job(config: RunConfig) -> Iterator[Problem]:
         yield jobs, ConfigError(problem, fix="add --do_train")
     if not train.output_dir:
         yield _missing("output_dir", "the folder for the results")
-    elif Path(train.output_dir).is_file():
-        yield _is_file("output_dir", train.output_dir)
+    else:
+        yield from _folder("output_dir", train.output_dir)
     has_rows = data.dataset is not None or data.tokenized_path is not None
     if not has_rows and (train.do_train or data.eval_dataset is None):
         yield _no_dataset(config)
@@ -255,8 +257,21 @@ def _selfcheck(config: RunConfig) -> Iterator[Problem]:
         yield ("world_size",), ConfigError(problem, got=process_env().world_size, fix=fix)
 
 
-def _is_file(name: str, path: str) -> Problem:
-    return (name,), ConfigError(f"{name} is a file.", got=path, fix="name a folder")
+def _real(path: str) -> str:
+    """Return where a path leads; unlike pathlib's, it takes any text."""
+    return os.path.realpath(os.path.expanduser(path.replace("\0", "")))
+
+
+def _folder(name: str, path: str) -> Iterator[Problem]:
+    """Refuse what is a file, and names that no folder can have."""
+    fix = "name a folder"
+    if any(ord(character) < 32 for character in path):
+        yield (name,), ConfigError(f"{name} holds a control character.", got=path, fix=fix)
+    elif os.path.isfile(path):
+        yield (name,), ConfigError(f"{name} is a file.", got=path, fix=fix)
+    elif max(len(part.encode(errors="replace")) for part in path.split("/")) > _LONGEST_NAME_BYTES:
+        problem = f"{name} has a part of more than {_LONGEST_NAME_BYTES} bytes."
+        yield (name,), ConfigError(problem, got=path, fix="choose a shorter name")
 
 
 _Check = Callable[[RunConfig], Iterator[Problem]]
