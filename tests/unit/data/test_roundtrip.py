@@ -24,7 +24,7 @@ from llmtuner.data.rows import load_conversations
 from llmtuner.data.template import Template, load_template
 from llmtuner.hparams.data import DataArgs
 
-FAST = settings(derandomize=True, deadline=None, max_examples=40, database=None)
+FAST = settings(derandomize=True, deadline=None, max_examples=30, database=None)
 
 # All of Unicode but what is refused by rule.
 REFUSED = "\0\U000f0000\U000f0001"
