@@ -19,6 +19,13 @@ _HEADINGS: Mapping[str, str] = {
     "lengths": "Lengths · 长度分布",
     "length_histogram": "Lengths in tokens · 长度分布（词元）",
     "settings": "Settings · 设置",
+    "row": "Row · 数据行",
+    "source": "place · 位置",
+    "template": "template · 模板",
+    "num_supervised_tokens": "trained tokens · 训练词元",
+    "is_prompt_cut": "prompt cut · 提示被截断",
+    "is_answer_cut": "answer cut · 回答被截断",
+    "num_turns_dropped": "trained turns dropped · 丢弃的训练轮次",
     "rows": "rows · 行",
     "samples": "samples · 样本",
     "turns": "turns · 轮次",
@@ -109,7 +116,8 @@ def _cell(value: Any, name: str) -> Any:
     """Return a number or text as it is, anything else as a block."""
     if isinstance(value, Mapping | list | tuple):
         return _block(value, name)
-    return value if isinstance(value, int | float) and value is not True else _text(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -92,14 +92,8 @@ def test_every_token_is_there_with_its_number_id_and_mask(views) -> None:
 def test_a_report_becomes_tables_and_bars() -> None:
     html = render_page("审计", REPORT, [])
     page = Page(html)
-    for words in (
-        "审计",
-        "Totals · 总计",
-        "Data sets · 数据集",
-        "a.jsonl:5",
-        "duplicate_row",
-        "0.25",
-    ):
+    found = ["审计", "Totals · 总计", "Data sets · 数据集", "a.jsonl:5", "0.25", "false"]
+    for words in found:
         assert words in page.text
     assert page.tags.count("table") == 3
     assert [v for tag, name, v in page.attributes if (tag, name) == ("i", "style")] == [

@@ -58,7 +58,7 @@ def _write_page(
     summary = {name: value for name, value in report.items() if isinstance(value, str | int | None)}
     summary.pop("text")
     try:
-        write_text(path, render_page(title, {"totals": summary}, views))
+        write_text(path, render_page(title, {"row": summary}, views))
     except OSError as error:
         raise StorageError(
             f"The page cannot be written: {error.strerror}.",
