@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmtuner.extras.errors import TemplateError
@@ -79,11 +80,38 @@ def variables_of(text: str) -> frozenset[str]:
     Raises:
         TemplateError: the template is not valid Jinja.
     """
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)
+    return frozenset(jinja2.meta.find_undeclared_variables(_parse(text)))
+
+
+def literals_of(text: str) -> str:
+    """Return all that the template can write by itself; between two literals stands NUL."""
+    tree = _parse(text)
+    literals = {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
+    constants = {node.value for node in tree.find_all(jinja2.nodes.Const)}
+    return "\0".join(literals | {value for value in constants if isinstance(value, str)})
+
+
+def calls_of(text: str, function: str) -> list[str | None]:
+    """Return the first arguments with which the template calls a function; None if computed."""
+    calls = [
+        call
+        for call in _parse(text).find_all(jinja2.nodes.Call)
+        if isinstance(call.node, jinja2.nodes.Name) and call.node.name == function
+    ]
+    arguments = [call.args[0] if call.args else None for call in calls]
+    return [
+        str(argument.value) if isinstance(argument, jinja2.nodes.Const) else None
+        for argument in arguments
+    ]
+
+
+def _parse(text: str) -> jinja2.nodes.Template:
+    environment = jinja2.Environment(
+        extensions=["jinja2.ext.loopcontrols"], trim_blocks=True, lstrip_blocks=True
+    )
     try:
-        tree = environment.parse(without_marks(text))
+        return environment.parse(without_marks(text))
     except jinja2.TemplateSyntaxError as problem:
         raise TemplateError(
             f"The chat template is not valid Jinja: line {problem.lineno}: {problem.message}"
         ) from problem
-    return frozenset(jinja2.meta.find_undeclared_variables(tree))

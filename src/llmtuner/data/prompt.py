@@ -8,7 +8,7 @@ from `tokenizer.apply_chat_template(messages, sanitize_control_tokens=True)`.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +22,7 @@ from llmtuner.extras.errors import DataError, TemplateError
 GUARD_START, GUARD_END = "\U000f0000", "\U000f0001"  # what mark_control_tokens writes
 _GUARDS = str.maketrans("", "", GUARD_START + GUARD_END)
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_LEXEMES = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,:{}\[\]"]+|[,:{}\[\]]', re.DOTALL)  # of JSON
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,54 @@ class Chat:
         wire: the same as `apply_chat_template` takes them, with guards.
         tools: tool definitions, with guards; None without tools.
         template: from `load_template`.
+        answers: turns that look different while the model writes them: serving guards in its
+            history what the model wrote as a control token.
     """
 
     messages: tuple[Message, ...]
     wire: tuple[Mapping[str, Any], ...]
     tools: list[Any] | None
     template: Template
+    answers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def render(
         self, num_messages: int, *, enable_thinking: bool | None, generation_prompt: bool
     ) -> Rendered:
-        """Render the first `num_messages` turns."""
+        """Render the first `num_messages` turns; the last is an answer or is to be answered."""
+        wire = list(self.wire[:num_messages])
+        if not generation_prompt and num_messages - 1 in self.answers:
+            wire[-1] = self.answers[num_messages - 1]
         return render_chat(
             self.template.text,
-            self.wire[:num_messages],
+            wire,
             tools=self.tools,
             variables=self.template.variables(enable_thinking),
             generation_prompt=generation_prompt,
         )
+
+    def with_thought(self, turn: int, thought: str) -> "Chat":
+        """Return the same chat with another thought of one answer."""
+        messages, wire = list(self.messages), list(self.wire)
+        messages[turn] = replace(messages[turn], thinking=thought)
+        wire[turn] = {**wire[turn], "reasoning_content": thought}
+        answers = dict(self.answers)
+        if turn in answers:
+            answers[turn] = {**answers[turn], "reasoning_content": thought}
+        return replace(self, messages=tuple(messages), wire=tuple(wire), answers=answers)
+
+    def without_thoughts(self, before: int) -> "Chat":
+        """Return the same chat without the thoughts of the answers before a turn."""
+        messages, wire = list(self.messages), list(self.wire)
+        for number in range(before):
+            message = messages[number]
+            if message.role == "assistant":
+                found = _THOUGHT.match(message.content)
+                content = message.content[found.end() :] if found else message.content
+                messages[number] = replace(message, thinking=None, content=content)
+                texts = _texts(messages[number], self.template.guards)
+                kept = {k: v for k, v in wire[number].items() if k != "reasoning_content"}
+                wire[number] = {**kept, **texts}
+        return replace(self, messages=tuple(messages), wire=tuple(wire))
 
 
 def prompt_ids(
@@ -86,7 +117,14 @@ def prepare_chat(messages: Sequence[Message], *, template: Template, tools: str 
     _check_abilities(messages, template=template, tools=tools)
     shown = tuple(split_thinking(m, template) if m.role == "assistant" else m for m in messages)
     definitions = _guard_all(parse_tools(tools), template) if tools else None
-    return Chat(shown, tuple(_to_wire(shown, template)), definitions or None, template)
+    wire = tuple(_to_wire(shown, template))
+    answers = {}
+    for number, message in enumerate(shown):
+        if message.role == "assistant":
+            entry = {**wire[number], **_texts(message, template.answer_guards)}
+            if entry != wire[number]:
+                answers[number] = entry
+    return Chat(shown, wire, definitions or None, template, answers)
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -103,9 +141,8 @@ def unguarded(text: str) -> str:
     return text.translate(_GUARDS)
 
 
-def guard(text: str, role: str, template: Template) -> str:
+def guard(text: str, guards: re.Pattern[str]) -> str:
     """Return `text` with guards around the control tokens in it."""
-    guards = template.answer_guards if role == "assistant" else template.guards
     guarded: str = mark_control_tokens(text, guards)
     return guarded
 
@@ -114,15 +151,17 @@ def split_thinking(message: Message, template: Template) -> Message:
     """Return the answer in the form that the template shows best.
 
     Templates that know thinking get it apart from the answer, also where the data has both in one
-    text; for the others it is put in front of the answer. An empty thought is no thought.
+    text; for the others it is put in front of the answer. Where the template drops every thought,
+    `prove_turn` puts it behind the prompt. An empty thought is no thought.
     """
     thinking, content = message.thinking, message.content
-    found = _THOUGHT.match(content) if thinking is None and template.abilities.thinking else None
+    is_apart = template.abilities.thinking or template.abilities.thinking_dropped
+    found = _THOUGHT.match(content) if thinking is None and is_apart else None
     if found is not None:
         thinking, content = found[1].strip("\n"), content[found.end() :]
     if thinking is not None and not thinking.strip():
         thinking = None
-    if thinking is not None and not template.abilities.thinking:
+    if thinking is not None and not is_apart:
         thinking, content = None, f"<think>\n{thinking}\n</think>\n\n{content}"
     return Message(
         message.role,
@@ -168,12 +207,7 @@ def _to_wire(messages: Sequence[Message], template: Template) -> list[dict[str, 
     waiting: list[dict[str, Any]] = []
     num_calls = 0
     for message in messages:
-        entry: dict[str, Any] = {
-            "role": message.role,
-            "content": guard(message.content, message.role, template),
-        }
-        if message.thinking is not None:
-            entry["reasoning_content"] = guard(message.thinking, message.role, template)
+        entry: dict[str, Any] = {"role": message.role, **_texts(message, template.guards)}
         if message.tool_calls:
             # Some templates insist on ids of nine letters and digits.
             ids = [f"call{num_calls + number:05d}" for number in range(len(message.tool_calls))]
@@ -190,6 +224,13 @@ def _to_wire(messages: Sequence[Message], template: Template) -> list[dict[str, 
     return wire
 
 
+def _texts(message: Message, guards: re.Pattern[str]) -> dict[str, str]:
+    texts = {"content": guard(message.content, guards)}
+    if message.thinking is not None:
+        texts["reasoning_content"] = guard(message.thinking, guards)
+    return texts
+
+
 def _call_to_wire(call: ToolCall, call_id: str, template: Template) -> dict[str, Any]:
     arguments = _parse_json(call.arguments)
     if not isinstance(arguments, dict):
@@ -197,7 +238,7 @@ def _call_to_wire(call: ToolCall, call_id: str, template: Template) -> dict[str,
     given = _guard_all(
         call.arguments if template.abilities.arguments_as_text else arguments, template
     )
-    function = {"name": guard(call.name, "assistant", template), "arguments": given}
+    function = {"name": guard(call.name, template.guards), "arguments": given}
     return {"id": call_id, "type": "function", "function": function}
 
 
@@ -210,3 +251,13 @@ def _parse_json(text: str) -> Any:
         return json.loads(text)
     except ValueError as problem:
         raise DataError("Tools and arguments must be JSON.", got=text) from problem
+
+
+def respelled(text: str) -> bool:
+    """Say whether JSON text is spelled differently once it was read and written again.
+
+    Serving reads arguments and tools as JSON, so that this is what a template shows that takes them
+    as objects: 1.10 becomes 1.1, an escaped letter becomes the letter. White space does not count.
+    """
+    again = json.dumps(_parse_json(text), ensure_ascii=False)
+    return _LEXEMES.findall(text) != _LEXEMES.findall(again)

@@ -1,13 +1,27 @@
-"""Trained spans: where each answer begins and ends, and the proof that serving agrees."""
+"""Trained spans: where each answer begins and ends, and the proof that serving agrees.
 
+The prompt is what the template writes for the turns before, and the answer is what the template
+adds behind it when the answer is there. A few templates take back what their prompt began (a
+thought), or drop earlier thoughts as soon as there is an answer; how such an answer is found
+without guessing is said at each function below. What cannot be proved is refused.
+"""
+
+import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from llmtuner.data.chat_jinja import Rendered
 from llmtuner.data.conversation import Message
 from llmtuner.data.prompt import GUARD_START, Chat, guard, unguarded
 from llmtuner.data.template import Template
 from llmtuner.extras.errors import TemplateError
+
+_NO_THOUGHT = "\U000f0002"  # stands for a thought that is not there; rows cannot hold it
+_OPENED = re.compile(r"<think>(\s*)(</think>\s*)?\Z")
+_BEGUN = re.compile(r"\s*<think>\s*")
+_TAG = re.compile(r"</?[^\s<>]+>|\[/?[A-Z_]+\]")
 
 
 @dataclass(frozen=True)
@@ -38,11 +52,12 @@ def prove_turn(chat: Chat, turn: int) -> TurnText:
         try:
             text = _turn_text(chat, turn, setting)
             _check_content(text, turn, chat)
-            _check_header(text, turn, chat, setting)
+            _check_around(text, turn, chat)
+            _check_header(text, turn, chat)
         except TemplateError as problem:
             problems.append(problem)
             continue
-        if _is_own_text(text.answer, message, chat.template):
+        if _is_own_text(text, message, chat.template):
             return text
         proved.append(text)
     if not proved:
@@ -57,89 +72,238 @@ def _settings(template: Template, *, has_thinking: bool) -> list[bool | None]:
     return list(dict.fromkeys([template.enable_thinking, has_thinking, None, not has_thinking]))
 
 
+# --- where an answer begins -----------------------------------------------------------------------
+
+
 def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
     prompt = chat.render(turn, enable_thinking=setting, generation_prompt=True).text
     full = chat.render(turn + 1, enable_thinking=setting, generation_prompt=False)
-    if not full.text.startswith(prompt):
+    if full.text.startswith(prompt):
+        answer: str | None = _answer(full, len(prompt), turn, chat)
+    else:
+        answer = (
+            _answer_after_no_thought(prompt, chat, turn, setting)
+            or _answer_after_opened_thought(prompt, full, turn, chat)
+            or _answer_after_dropped_thoughts(full, chat, turn, setting)
+        )
+    if answer is None:
         reason = "the conversation does not begin with the prompt that serving sends"
         raise unproved(reason, turn, full.text[-200:], chat.template)
+    return TurnText(prompt, answer, setting)
+
+
+def _own_words(message: Message, prompt: str) -> list[str]:
+    """Return what the model is to say, without the tag that the prompt has already."""
+    content = message.content
+    opened = _OPENED.search(prompt)
+    if opened and not opened[2] and (begun := _BEGUN.match(content)):
+        content = content[begun.end() :]
+    return [part for part in (message.thinking, content) if part and part.strip()]
+
+
+def _answer_after_no_thought(
+    prompt: str, chat: Chat, turn: int, setting: bool | None
+) -> str | None:
+    """Return the answer of a row without a thought where the prompt begins one.
+
+    The template says how thoughts end: it renders the answer with a thought, which is taken out.
+    """
+    if not chat.template.abilities.thinking or chat.messages[turn].thinking is not None:
+        return None
+    thinking = chat.with_thought(turn, _NO_THOUGHT)
+    full = thinking.render(turn + 1, enable_thinking=setting, generation_prompt=False)
+    if not full.text.startswith(prompt):
+        return None
+    front, thought, rest = _answer(full, len(prompt), turn, chat).partition(_NO_THOUGHT)
+    is_thought_first = thought and not front.strip() and _NO_THOUGHT not in rest
+    return front + rest if is_thought_first else None
+
+
+def _answer_after_opened_thought(prompt: str, full: Rendered, turn: int, chat: Chat) -> str | None:
+    """Return the answer where the template begins a thought in its prompt and shows none later.
+
+    DeepSeek-R1 and QwQ do: what the model writes is the thought, `</think>` and what the template
+    shows behind the header. The line feeds are those of these models.
+    """
+    opened = _OPENED.search(prompt)
+    message, abilities = chat.messages[turn], chat.template.abilities
+    is_lost = abilities.thinking_dropped or not (message.thinking or _BEGUN.match(message.content))
+    if opened is None or not is_lost or not full.text.startswith(prompt[: opened.start()]):
+        return None
+    shown = _answer(full, opened.start(), turn, chat)
+    thinking = message.thinking
+    if opened[2]:
+        return shown if thinking is None else None
+    line = "\n" if "\n" in opened[1] else ""
+    thought = guard(thinking.strip("\n"), chat.template.answer_guards) if thinking else ""
+    return f"{thought}{line}</think>{2 * line}{shown.removeprefix('</think>')}"
+
+
+def _answer_after_dropped_thoughts(
+    full: Rendered, chat: Chat, turn: int, setting: bool | None
+) -> str | None:
+    """Return the answer where the template drops earlier thoughts once the answer is there.
+
+    gpt-oss does: calls of tools keep their thoughts until the final answer. The same chat without
+    these thoughts is rendered: it must look the same with the answer, and follow its own prompt.
+    """
+    bare = chat.without_thoughts(turn)
+    if bare.messages == chat.messages:
+        return None
+    prompt = bare.render(turn, enable_thinking=setting, generation_prompt=True).text
+    same = bare.render(turn + 1, enable_thinking=setting, generation_prompt=False)
+    if unguarded(same.text) != unguarded(full.text) or not same.text.startswith(prompt):
+        return None
+    return _answer(same, len(prompt), turn, chat)
+
+
+# --- where it ends --------------------------------------------------------------------------------
+
+
+def _answer(full: Rendered, start: int, turn: int, chat: Chat) -> str:
+    """Return the answer that begins at `start`, with the token that ends it."""
+    ends = chat.template.ends
+    closing = ends.after_call if chat.messages[turn].tool_calls else ends.after_answer
     if chat.template.has_marks:
-        end = _end_by_marks(full, len(prompt), turn, chat.template)
+        _check_mark(full, start, turn, chat.template)
+        text = full.text[start : full.marks[-1][1]]
     else:
-        end = _end_by_stop(full.text, len(prompt), turn, chat)
-    return TurnText(prompt, full.text[len(prompt) : end], setting)
-
-
-def _end_by_marks(full: Rendered, start: int, turn: int, template: Template) -> int:
-    """Return where the generation mark of this turn ends; its last token must be a stop token."""
-    marks = [mark for mark in full.marks if mark[1] > start]
-    if not marks or full.text[start : marks[0][0]].replace("<think>", "").strip():
-        reason = "the generation mark does not begin where the prompt ends"
-        raise unproved(reason, turn, full.text[start:], template)
-    # White space after the end token is the template's, not the model's.
-    end = start + len(full.text[start : marks[-1][1]].rstrip())
-    if not full.text.endswith(template.stop_tokens, start, end):
+        text = full.text[start:]
+    end = _end_of_answer(text, turn, chat)
+    if end is not None:
+        return text[:end]
+    if closing and not full.text[start + len(text) :].strip():
+        return text + closing
+    if chat.template.has_marks:
         raise unproved(
             "the generation mark closes before the token that ends the turn",
             turn,
             full.text[start:],
-            template,
+            chat.template,
             fix="put the end token before {% endgeneration %}, or take the marks out: "
             "then llmtuner finds the answers by itself",
         )
-    return end
+    raise unproved("no stop token follows the answer", turn, text, chat.template)
 
 
-def _end_by_stop(text: str, start: int, turn: int, chat: Chat) -> int:
-    """Return where the first stop token after the answer's content ends."""
-    template = chat.template
-    own = guard(chat.messages[turn].content, "assistant", template).strip()
-    found = text.rfind(own, start) if own else start
-    after = found + len(own) if found >= 0 else start
-    stops = "|".join(map(re.escape, template.stop_tokens))
+def _check_mark(full: Rendered, start: int, turn: int, template: Template) -> None:
+    marks = [mark for mark in full.marks if mark[1] > start]
+    if not marks or full.text[start : marks[0][0]].replace("<think>", "").strip():
+        reason = "the generation mark does not begin where the prompt ends"
+        raise unproved(reason, turn, full.text[start:], template)
+
+
+def _end_of_answer(text: str, turn: int, chat: Chat) -> int | None:
+    """Return where the first stop token after the answer's own words ends."""
+    message, template = chat.messages[turn], chat.template
+    after = 0
+    for part in (message.content, *(call.name for call in message.tool_calls)):
+        words = guard(part, template.answer_guards).strip()
+        found = text.rfind(words) if words else -1
+        after = max(after, found + len(words)) if found >= 0 else after
+    stops = "|".join(map(re.escape, sorted(template.stop_tokens, key=len, reverse=True)))
     match = re.compile(f"(?<!{GUARD_START})(?:{stops})").search(text, after)
-    if match is None:
-        raise unproved("no stop token follows the answer", turn, text[start:], template)
-    return match.end()
+    return match.end() if match else None
+
+
+# --- what is in it --------------------------------------------------------------------------------
 
 
 def _check_content(text: TurnText, turn: int, chat: Chat) -> None:
     """Prove that all that the row says in this turn is in the trained span."""
-    message = chat.messages[turn]
-    own = [message.content, message.thinking or "", *(call.name for call in message.tool_calls)]
-    for part in own:
-        if guard(part, "assistant", chat.template).strip() not in text.answer:
-            raise unproved("the template changes the answer", turn, part, chat.template)
+    message, template = chat.messages[turn], chat.template
+    for part in _own_words(message, text.prompt):
+        if guard(part, template.answer_guards).strip() not in text.answer:
+            raise unproved("the template changes the answer", turn, part, template)
+    for call in message.tool_calls:
+        for part in (call.name, *_texts_in(json.loads(call.arguments))):
+            spellings = _spellings(part)
+            if not any(guard(one, template.guards).strip() in text.answer for one in spellings):
+                raise unproved("the template changes a tool call", turn, part, template)
 
 
-def _check_header(text: TurnText, turn: int, chat: Chat, setting: bool | None) -> None:
-    """Prove that the header of an answer is in the prompt, where the template has one."""
+def _texts_in(value: Any) -> Iterator[Any]:
+    """Yield the keys and values of JSON."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _texts_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts_in(item)
+    else:
+        yield value
+
+
+def _spellings(value: Any) -> list[str]:
+    """Return how templates write a key or value: as it is, as JSON, or as JSON in JSON."""
+    spellings = [value] if isinstance(value, str) else [str(value)]
+    for is_ascii in (False, True):
+        once = json.dumps(value, ensure_ascii=is_ascii)
+        twice = json.dumps(once, ensure_ascii=is_ascii)[1:-1]
+        if isinstance(value, str):
+            once, twice = once[1:-1], twice[2:-2]
+        spellings += [once, twice]
+    return spellings
+
+
+def _check_around(text: TurnText, turn: int, chat: Chat) -> None:
+    """Prove that the template adds only control tokens and tags to the words of an answer."""
+    message, template = chat.messages[turn], chat.template
+    rest = text.answer
+    parts = _own_words(message, text.prompt)
+    for number, part in enumerate(parts):
+        before, _, rest = rest.partition(guard(part, template.answer_guards).strip())
+        if number or not template.ends.is_header_chosen:
+            _check_added(before, turn, template)
+    if parts and not message.tool_calls:
+        _check_added(rest, turn, template)
+
+
+def _check_added(added: str, turn: int, template: Template) -> None:
+    added = added.strip()
+    if added and not template.guards.match(added) and not _TAG.match(added):
+        reason = "the template adds words of its own to the answer"
+        raise unproved(reason, turn, added, template)
+
+
+def _check_header(text: TurnText, turn: int, chat: Chat) -> None:
+    """Prove that the header of an answer is in the prompt, where the template has one.
+
+    Some models write headers of their own (channels, recipients, calls). These are known by one of
+    three things: the generation prompt adds a header before, the prompt opens the model's turn even
+    without it, or the template writes nothing in front of plain answers.
+    """
     template = chat.template
-    before = _before_own_text(text.answer, chat.messages[turn], template)
-    # Some models write headers of their own (channels, recipients), with tokens of their own.
-    if not any(token in before and token in text.prompt for token in template.guarded_tokens):
+    before = _before_own_text(text, chat.messages[turn], template).strip()
+    if not before or before in ("<think>", "</think>") or not template.ends.header.strip():
         return
+    setting = text.enable_thinking
     bare = chat.render(turn, enable_thinking=setting, generation_prompt=False).text
-    if bare == text.prompt:
+    if bare.rstrip() != text.prompt.rstrip():
+        return
+    asked = guard(chat.messages[turn - 1].content, template.guards).strip()
+    tail = text.prompt.rpartition(asked)[2]
+    if not any(token in tail for token in template.ends.openers):
         reason = "the generation prompt lacks the header of the answer"
         raise unproved(reason, turn, text.answer, template)
 
 
-def _is_own_text(answer: str, message: Message, template: Template) -> bool:
+def _is_own_text(text: TurnText, message: Message, template: Template) -> bool:
     """Say whether nothing but the row's own words would be learned in front of the answer."""
     if not (message.thinking or message.content.strip()):
-        return "<think>" not in answer
-    before = _before_own_text(answer, message, template).strip()
+        return "<think>" not in text.answer and "</think>" not in text.answer
+    before = _before_own_text(text, message, template).strip()
     return before == "" or (message.thinking is not None and before == "<think>")
 
 
-def _before_own_text(answer: str, message: Message, template: Template) -> str:
+def _before_own_text(text: TurnText, message: Message, template: Template) -> str:
     """Return what stands in the answer before the first word of the row."""
-    own = guard(message.thinking or message.content, "assistant", template).strip()
+    own = _own_words(message, text.prompt)
     if own:
-        return answer[: answer.find(own)]
-    names = [guard(call.name, "assistant", template) for call in message.tool_calls]
-    return answer.partition(names[0])[0] if names else ""
+        return text.answer.partition(guard(own[0], template.answer_guards).strip())[0]
+    names = [guard(call.name, template.guards) for call in message.tool_calls]
+    return text.answer.partition(names[0])[0] if names else ""
 
 
 def unproved(
