@@ -47,8 +47,8 @@ INVALID = [
     b"[1.]", b"[1.e5]", b"[0.e1]", b"[1e]", b"[1e+]", b"[1E-]", b"[1.5e]", b"[1e5.5]", b"[1eE2]",
     b"[0x1F]", b"[0b1]", b"[0o7]", b"[1_000]", b"[1,000.]", b"[1 000]", b"[1.2.3]", b"[- 1]",
     b"[-a]", b"[1a]", b"[1L]", b"[1f]", b"[NaN]", b"[-NaN]", b"[nan]", b"[Infinity]",
-    b"[-Infinity]", b"[inf]", b"[+Inf]", b"[1/2]", "[１]".encode(), "[٣]".encode(), "[1．5]".encode(),
-    "[−1]".encode(), b"[$1]", b"[1%]", b"[0e]", b"[9.e+]",
+    b"[-Infinity]", b"[inf]", b"[+Inf]", b"[1/2]", "[１]".encode(), "[٣]".encode(),
+    "[1．5]".encode(), "[−1]".encode(), b"[$1]", b"[1%]", b"[0e]", b"[9.e+]",
     # words
     b"[nul]", b"[tru]", b"[fals]", b"[True]", b"[FALSE]", b"[None]", b"[NULL]", b"[undefined]",
     b"[nullx]", b"[true false]", b"[yes]", b"[truefalse]",
