@@ -81,7 +81,8 @@ def varlen_attention(
             strict=True,
         )
     ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    # Some models view the result, which needs its numbers in order.
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
 def supports_varlen(config: PreTrainedConfig) -> bool:
@@ -192,7 +193,7 @@ def _check_call(
         raise ModelError(
             f"The attention {VARLEN!r} was called without the borders of the samples.",
             allowed="flat batches with cu_seq_lens_q",
-            fix="use padded_attention(model) for padded batches and generation",
+            fix="train this model with --flash_attn off; in code, use padded_attention(model)",
         )
     if query.shape[0] != 1 or attention_mask is not None or is_causal is False:
         raise ModelError(

@@ -14,6 +14,7 @@ from transformers import (
     Gemma2Config,
     GemmaConfig,
     GptOssConfig,
+    JetMoeConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -60,6 +61,7 @@ CONFIGS = {
     ),
     "qwen3": Qwen3Config(**SHAPE),
     "gemma": GemmaConfig(**SHAPE),
+    "jetmoe": JetMoeConfig(**SHAPE, kv_channels=8, num_local_experts=4, num_experts_per_tok=2),
 }
 
 
