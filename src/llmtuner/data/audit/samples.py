@@ -54,17 +54,21 @@ def page_values(audit: Audit) -> dict[str, Any]:
         left_out = ("findings", "length_histogram")
         sections["datasets"][name] = {k: v for k, v in one.items() if k not in left_out}
     sections["length_histogram"] = values["totals"]["length_histogram"]
-    for name, one in values["datasets"].items():
-        if one["findings"]:
-            sections[f"findings: {name}"] = _findings(one["findings"])
+    sections["findings"] = [
+        finding
+        for name, one in values["datasets"].items()
+        for finding in _findings(name, one["findings"])
+    ]
     sections["limits"] = values["limits"]
     sections["exceeded"] = values["exceeded"]
     return sections
 
 
-def _findings(findings: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: {
+def _findings(dataset: str, findings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": dataset,
+            "defect": name,
             "severity": DEFECTS[name].severity,
             "rows": found["rows"],
             "share": f"{found['share']:.2%}",
@@ -72,7 +76,7 @@ def _findings(findings: Mapping[str, Any]) -> dict[str, Any]:
             "places": [_place(place) for place in found["places"][:_NUM_PLACES]],
         }
         for name, found in findings.items()
-    }
+    ]
 
 
 def _place(place: Mapping[str, Any]) -> str:

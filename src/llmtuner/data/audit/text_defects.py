@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from llmtuner.data.audit.row import AuditedRow, Hit
 from llmtuner.data.audit.units import has_units
@@ -26,6 +27,7 @@ _MOJIBAKE = re.compile(
     f"â€[{_HIGH}]|ï¿½|Ã[¡-ª¬-º¼-¿]|Â[\xa0£©®°±²³·½]|(?:[ã-é][{_HIGH}]{{2}}){{2}}"
     "|锟斤拷|烫烫烫|屯屯屯"
 )
+_MOJIBAKE_STARTS = "âïÃÂãäåæçèé锟烫屯"  # looking for each is much faster than the pattern
 _SCALAR = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[0-9.eE+-]*')
 
 
@@ -62,9 +64,10 @@ def near_empty_answer(row: AuditedRow) -> Iterator[Hit]:
 
 
 def _says_nothing(message: Message) -> bool:
-    text = _THOUGHT.sub("", message.content, count=1)
-    said = []
-    for character in text:
+    text = message.content
+    thought = _THOUGHT.match(text)
+    said: list[str] = []
+    for character in islice(text, thought.end() if thought else 0, None):
         if character.isalnum():
             said.append(character)
             if len(said) > 1:
@@ -92,6 +95,8 @@ def foreign_control_token(row: AuditedRow) -> Iterator[Hit]:
     """Find what other models have as control tokens: rows that were rendered once before."""
     own = row.vocabulary.guards
     for turn, _, value in row.texts:
+        if "<" not in value and "[" not in value:
+            continue
         for found in _FOREIGN.finditer(value):
             if not own.fullmatch(found[0]):
                 yield Hit(turn, found[0])
@@ -108,7 +113,9 @@ def replacement_character(row: AuditedRow) -> Iterator[Hit]:
 def mojibake(row: AuditedRow) -> Iterator[Hit]:
     """Find text that was decoded with another encoding than it was written in."""
     for turn, _, value in row.texts:
-        if not value.isascii() and (found := _MOJIBAKE.search(value)):
+        if value.isascii() or not any(start in value for start in _MOJIBAKE_STARTS):
+            continue
+        if found := _MOJIBAKE.search(value):
             yield Hit(turn, _around(value, found.start()))
 
 
