@@ -28,6 +28,7 @@ from llmtuner.cli.main import main
 from llmtuner.data.batches import Layout
 from llmtuner.data.collate import Batch
 from llmtuner.data.conversation import IGNORE_INDEX
+from llmtuner.extras.errors import DistributedError, ModelError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.hparams.parser import parse
 from llmtuner.model import attention
@@ -41,6 +42,7 @@ from llmtuner.train.selfcheck_layouts import (
     run_layout,
     takes_flat_batches,
 )
+from llmtuner.train.selfcheck_ranks import run_in_processes
 from llmtuner.train.trainer import LlmTrainer
 
 SHAPE = {
@@ -135,6 +137,8 @@ METHODS = {
     "lora": ["--lora_dropout", "0.3"],
     "freeze": ["--finetuning_type", "freeze", "--freeze_trainable_layers", "1"],
     "dora": ["--use_dora", "--gradient_checkpointing"],
+    "few rows": ["--dataset", "few"],
+    "pt": ["--stage", "pt", "--dataset", "texts", "--cutoff_len", "32"],
 }
 CASES = [("llama", name) for name in METHODS] + [("qwen2", "lora")]
 CASES += [(name, "full") for name in CONFIGS]
@@ -253,6 +257,15 @@ def test_attention_across_samples_is_found(
 # ---- two processes ----
 
 
+class Failing(LlmTrainer):
+    """Cannot train with others."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        if self.args.process_index == 1:
+            raise ModelError("This rank has no model.")
+        return super().compute_loss(*args, **kwargs)
+
+
 class SameShare(LlmTrainer):
     """Gives the first rank's samples to every rank."""
 
@@ -281,6 +294,15 @@ def test_two_ranks(ask: Ask, trainer_class: type[LlmTrainer], method: str, wrong
     report = run_selfcheck(ask("qwen2", *METHODS[method]), trainer_class=trainer_class)
     assert {result.layout for result in report.results if result.faults()} == wrong
     assert report.results[-1].layout == "2 ranks"
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_check_with_its_reason(ask: Ask, tmp_path: Path) -> None:
+    task = CheckTask(quiet_config(ask(), tmp_path), tmp_path, Failing)
+    layout = CheckLayout("2 ranks", 2, 2, num_processes=2)
+    with pytest.raises(DistributedError, match="This rank has no model") as caught:
+        run_in_processes(task, layout, reference=None)
+    assert caught.value.exit_code == 7
 
 
 # ---- the command ----
@@ -336,6 +358,14 @@ def test_a_difference_ends_with_its_own_code_and_names_it(
     shown = capsys.readouterr()
     assert "DIFFERENT" in shown.out
     assert "layout 2 x 4, step 1: loss " in shown.err
+
+
+def test_it_is_not_started_by_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["selfcheck", "--model_name_or_path", "m", "--dataset", "qa"]) == 2
+    assert "selfcheck starts its processes itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def _print_table(report: "SelfcheckReport") -> None:
     from rich.table import Table
 
     table = Table(box=box.ROUNDED)
-    for heading in ("layout", "step", "loss", "+-", "gradient", "+-", "worst tensor", "verdict"):
+    for heading in ("layout", "step", "loss", "+-", "gradient", "+-", "tensors", "verdict"):
         table.add_column(heading)
     last = ""
     for result in report.results:
