@@ -1,6 +1,6 @@
 """`llmtuner data audit`: read, encode and look at every row; bad rows are findings, no stop."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llmtuner.data.audit.findings import Auditor, SetAudit
@@ -65,16 +65,22 @@ def _look_at(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> _Looked:
     bad_rows = BadRows("skip", on_bad=auditor.audit.refuse)
     rows = load_conversations(spec, data_args=args, bad_rows=bad_rows)
     work = _Work(encode, vocabulary_of(encode.tokenizer, encode.template))
-    notes = map_blocks(rows, work, num_workers=args.preprocessing_num_workers or 1)
-    try:
-        for one in show_progress(f"Auditing {spec.name}", notes):
-            auditor.add(one)
-    except DataError as error:
-        auditor.audit.unreadable = str(error)
-        if error.kind != "no_usable_rows":  # then each row has said why
-            auditor.audit.refuse(error)
+    readable = _readable(rows, auditor.audit)
+    notes = map_blocks(readable, work, num_workers=args.preprocessing_num_workers or 1)
+    for one in show_progress(f"Auditing {spec.name}", notes):
+        auditor.add(one)
     prints = auditor.prints()
     return _Looked(spec, auditor.finish(), RowSet(prints.rows, prints.places))
+
+
+def _readable(rows: Iterator[Conversation], audit: SetAudit) -> Iterator[Conversation]:
+    """Yield the rows before the place from which on a set cannot be read."""
+    try:
+        yield from rows
+    except DataError as error:
+        audit.unreadable = str(error)
+        if error.kind != "no_usable_rows":  # then each row has said why
+            audit.refuse(error)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,10 @@ def control_token_in_text(row: AuditedRow) -> Iterator[Hit]:
     """Find control tokens of this model in texts; they are encoded as ordinary characters."""
     own, answers = row.vocabulary.guards, row.vocabulary.answer_guards
     for turn, role, value in row.texts:
-        if found := (answers if role == "assistant" else own).search(value):
-            yield Hit(turn, found[0])
+        for found in (answers if role == "assistant" else own).finditer(value):
+            if not found[0].isalnum():  # one family has the control token "sop": also a word
+                yield Hit(turn, found[0])
+                break
 
 
 def foreign_control_token(row: AuditedRow) -> Iterator[Hit]:
