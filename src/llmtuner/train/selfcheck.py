@@ -119,8 +119,8 @@ def run_selfcheck(
         layouts, skipped = plan_layouts(
             config.selfcheck.selfcheck_batch, is_flat=takes_flat_batches(quiet)
         )
-        for layout, reason in skipped.items():
-            logger.warning("Layout %s is skipped: %s.", layout, reason)
+        for skipped_name, reason in skipped.items():
+            logger.warning("Layout %s is skipped: %s.", skipped_name, reason)
         task = CheckTask(quiet, Path(name), trainer_class)
         samples = load_samples(quiet)
         reference: list[StepResult] | None = None
