@@ -50,7 +50,9 @@ def show_progress(title: str, items: Iterable[T]) -> Iterator[T]:
         TextColumn("{task.completed} rows"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    is_watched = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not is_watched) as progress:
         task = progress.add_task(title, total=None)
         for item in items:
             progress.advance(task)

@@ -11,7 +11,7 @@ from tiny_tokenizers import byte_level, plain_byte_level
 from tokenizers import processors
 
 from llmtuner.data.audit.collect import audit_datasets
-from llmtuner.data.audit.defects import OWN_DEFECTS
+from llmtuner.data.audit.defects import DEFECTS, OWN_DEFECTS
 from llmtuner.data.audit.findings import MOST_PLACES, SetAudit, from_dict, joined
 from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.row import Hit, vocabulary_of
@@ -19,6 +19,7 @@ from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
 from llmtuner.data.encoders.pt import TextEncoder
 from llmtuner.data.encoders.sft import ConversationEncoder, build_encoder
 from llmtuner.data.tokenise import Encoder
+from llmtuner.extras.error_kinds import ERROR_KINDS
 from llmtuner.hparams.data import DataArgs
 
 CUTOFF = 1200
@@ -264,3 +265,12 @@ def test_counts_and_what_is_stored_come_back() -> None:
 def _numbers(histogram: Mapping[str, int]) -> list[int]:
     assert all(int(low) <= int(high) for low, high in (key.split("-") for key in histogram))
     return [*histogram.values()]
+
+
+def test_the_documented_classes_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| `")]
+    assert [[part.strip("| `") for part in line] for line in lines] == [
+        *([name, one.severity, one.meaning] for name, one in OWN_DEFECTS.items()),
+        *([kind, meaning] for kind, meaning in ERROR_KINDS.items() if kind in DEFECTS),
+    ]

@@ -130,11 +130,19 @@ OWN_DEFECTS: Mapping[str, Defect] = {
 }
 """Defects that the audit itself looks for, the worst first."""
 
-DEFECTS: Mapping[str, Defect] = {
-    **OWN_DEFECTS,
-    **{kind: Defect("error", meaning) for kind, meaning in ERROR_KINDS.items()},
+_BY_SEVERITY: tuple[Severity, ...] = ("error", "warning", "note")
+_NOT_OF_ROWS = ("audit_limit", "no_usable_rows", "template_contract")  # told in other words here
+_REFUSALS: Mapping[str, Defect] = {
+    kind: Defect("error", meaning)
+    for kind, meaning in ERROR_KINDS.items()
+    if kind not in _NOT_OF_ROWS
 }
-"""The same with the reasons for which the reader refuses a row."""
+_ALL = {**OWN_DEFECTS, **_REFUSALS}
+
+DEFECTS: Mapping[str, Defect] = {
+    name: _ALL[name] for name in sorted(_ALL, key=lambda n: _BY_SEVERITY.index(_ALL[n].severity))
+}
+"""The same with the reasons for which the reader refuses a row, the worst first."""
 
 ROW_DETECTORS: Mapping[str, RowDetector] = {
     name: defect.in_row for name, defect in DEFECTS.items() if defect.in_row is not None
