@@ -64,9 +64,24 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
         hf_args = Seq2SeqTrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"The training arguments were refused: {error}") from error
+    use_one_gpu(hf_args)
     if deepspeed_file is not None:
         _start_deepspeed(hf_args)
     return hf_args
+
+
+def use_one_gpu(hf_args: Seq2SeqTrainingArguments) -> None:
+    """Keep one process on one GPU.
+
+    transformers would wrap the model in DataParallel, which cuts a flat batch along its one row.
+    """
+    if hf_args.n_gpu > 1:
+        logger.warning(
+            "One process uses one of the %d GPUs; start with torchrun --nproc_per_node %d, or with "
+            "deepspeed, to use all.",
+            *(hf_args.n_gpu, hf_args.n_gpu),
+        )
+        hf_args._n_gpu = 1
 
 
 def _needed_deepspeed_file(config: RunConfig) -> str | None:
