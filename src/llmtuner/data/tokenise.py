@@ -107,7 +107,8 @@ class _Work:
         if self.vocabulary is not None:
             notes = inspect_rows(block, encoded, self.vocabulary)
         # what a sample was made of is much larger than its tokens
-        return [(replace(one, drafts=()), note) for one, note in zip(encoded, notes, strict=True)]
+        kept = [replace(one, drafts=()) if one.drafts else one for one in encoded]
+        return list(zip(kept, notes, strict=True))
 
 
 def _encode_rows(
@@ -138,3 +139,11 @@ def _log_counts(name: str, counts: Mapping[str, Any]) -> None:
         *(counts[key] for key in ("rows", "samples", "tokens", "supervised_tokens")),
         *(counts[key] for key in ("rows_cut", "rows_left_out", "bad_rows")),
     )
+    if counts["thoughts_unasked"]:
+        logger.warning(
+            "%s: %d answers have no thought where serving thinks, or one where it does not. They "
+            "are trained with the prompt for answers like them. Serve with the other "
+            "enable_thinking to get such answers, or set --enable_thinking to match the data.",
+            name,
+            counts["thoughts_unasked"],
+        )

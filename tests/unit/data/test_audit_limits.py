@@ -10,6 +10,7 @@ import pytest
 from tiny_tokenizers import byte_level
 
 from llmtuner.data.audit import training
+from llmtuner.data.audit.collect import audit_datasets
 from llmtuner.data.audit.defects import DEFECTS
 from llmtuner.data.audit.findings import SetAudit
 from llmtuner.data.audit.limits import DEFAULT_LIMITS, parse_limits
@@ -195,3 +196,21 @@ def test_texts_are_audited_and_streams_say_that_they_are_not(tmp_path: Path) -> 
     }
     args = DataArgs(dataset=(str(path),), streaming=True)
     assert "not looked at" in build_datasets(args, encode=encode, **settings).audit["streaming"]
+
+
+def test_rows_of_an_earlier_training_set(tmp_path: Path) -> None:
+    write = corpora.Writer(0)
+    rows = [corpora.chat(*corpora.exchange(write)) for _ in range(8)]
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(json.dumps(rows[:5]), encoding="utf-8")
+    second.write_text(json.dumps([*rows[5:], rows[1], rows[6], rows[1]]), encoding="utf-8")
+    expected = {("duplicate_row", f"{second}#{number}", None) for number in (3, 4, 5)}
+    args = DataArgs(dataset=(str(first), str(second), str(first)), template="qwen")
+    encode = build_encoder(args, byte_level())
+    together = audit_datasets(args, encode, limits={})
+    settings = {"seed": 0, "packing": False, "for_training": True, "audit": AuditArgs()}
+    built = build_datasets(args, encode=encode, **settings)
+    assert found(built) == expected
+    assert built.audit["datasets"] == together.to_dict()["datasets"]
+    notes = built.audit["datasets"][str(second)]["findings"]["duplicate_row"]
+    assert (notes["rows"], len(notes["places"])) == (3, 3)

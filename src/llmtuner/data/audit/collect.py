@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 from llmtuner.data.audit.findings import Auditor, SetAudit
 from llmtuner.data.audit.inspect import RowNotes, inspect_rows
 from llmtuner.data.audit.limits import Limits
-from llmtuner.data.audit.overlap import RowSet, add_overlaps, ngram_overlap, usable_rows
+from llmtuner.data.audit.overlap import (
+    RowSet,
+    add_overlaps,
+    add_repeats,
+    ngram_overlap,
+    usable_rows,
+)
 from llmtuner.data.audit.report import Audit
 from llmtuner.data.audit.row import Vocabulary, vocabulary_of
 from llmtuner.data.blocks import map_blocks, show_progress
@@ -40,6 +46,7 @@ def audit_datasets(args: DataArgs, encode: Encoder, *, limits: Limits) -> Audit:
     args = replace(args, on_bad_row="skip", max_bad_rows=1.0)
     train = _look_at_all(args, args.dataset or (), encode)
     evals = _look_at_all(args, args.eval_dataset or (), encode)
+    add_repeats([(one.audit, one.rows) for one in train])
     if train and evals:
         add_overlaps(
             [(one.audit, one.rows) for one in evals],

@@ -56,6 +56,22 @@ def exact_overlap(train: RowSet, evaluation: RowSet) -> Overlaps:
     return found
 
 
+def add_repeats(sets: Sequence[tuple[SetAudit, RowSet]]) -> None:
+    """Add to the audits of training sets what an earlier set has too.
+
+    A row that its own set has before is reported there, and a file that is named twice is meant so.
+    """
+    for number, (audit, rows) in enumerate(sets):
+        _, firsts = np.unique(rows.digests, return_index=True)
+        own = {rows.places[int(first)] for first in firsts} if number else set()
+        repeats: Overlaps = {}
+        for _, earlier in sets[:number]:
+            repeats = exact_overlap(earlier, rows) | repeats
+        for place, hit in repeats.items():
+            if place in own and hit.note != f"same as {place}":
+                audit.add("duplicate_row", place, [hit])
+
+
 def ngram_overlap(train: Iterable[Conversation], evaluation: Iterable[Conversation]) -> Overlaps:
     """Return the evaluation rows that share n-grams with one or two training rows.
 

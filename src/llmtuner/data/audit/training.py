@@ -13,6 +13,7 @@ from llmtuner.data.audit.overlap import (
     Overlaps,
     RowSet,
     add_overlaps,
+    add_repeats,
     exact_overlap,
     ngram_overlap,
     usable_rows,
@@ -52,6 +53,7 @@ def audit_run(
     """
     train_audits = {spec.name: from_dict(tokens.counts["audit"]) for spec, tokens in train}
     eval_audits = {spec.name: from_dict(tokens.counts["audit"]) for spec, tokens in evals}
+    add_repeats([(train_audits[spec.name], row_set(tokens.dataset)) for spec, tokens in train])
     if train and evals and "train" in parts:
         pairs = [(eval_audits[spec.name], row_set(tokens.dataset)) for spec, tokens in evals]
         ngrams = _stored_ngram_overlap(train, evals, args)
