@@ -16,7 +16,8 @@ Counts = dict[str, Any]
 
 def start_counts(spec: DatasetSpec) -> Counts:
     """Return counts of zero, with the files and their hashes."""
-    zeros = ("rows", "samples", "tokens", "supervised_tokens", "rows_left_out", "rows_cut")
+    zeros = ["rows", "samples", "tokens", "supervised_tokens", "rows_left_out", "rows_cut"]
+    zeros.append("thoughts_unasked")  # answers that think otherwise than serving does
     return {
         "files": [
             {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
@@ -33,6 +34,7 @@ def tally(counts: Counts, encoded: Encoded) -> None:
     """Add what became of one row."""
     counts["rows"] += 1
     counts["rows_cut"] += encoded.is_truncated
+    counts["thoughts_unasked"] += encoded.num_thoughts_unasked
     if encoded.is_left_out:
         counts["rows_left_out"] += 1
         if len(counts["left_out_examples"]) < _NUM_LISTED:

@@ -24,6 +24,7 @@ class Span:
         turn: number of the message in the chat.
         enable_thinking: the setting under which serving sends the prompt of this answer.
         is_cut: the tail is missing, and the end token with it.
+        is_thought_unasked: serving thinks otherwise than this answer, unless it is told.
     """
 
     start: int
@@ -31,6 +32,7 @@ class Span:
     turn: int
     enable_thinking: bool | None = None
     is_cut: bool = False
+    is_thought_unasked: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,13 @@ def _append(
     drafts: list[Draft], chat: Chat, piece: _Piece, *, prompt: list[int], answer: list[int]
 ) -> None:
     ids = prompt + answer
-    span = Span(len(prompt), len(ids), piece.turn, piece.text.enable_thinking)
+    span = Span(
+        len(prompt),
+        len(ids),
+        piece.turn,
+        piece.text.enable_thinking,
+        is_thought_unasked=piece.text.is_thought_unasked,
+    )
     last = drafts[-1] if drafts else None
     if last is not None and prompt[: len(last.ids)] == last.ids:
         drafts[-1] = Draft(ids, (*last.spans, span), chat)

@@ -171,16 +171,20 @@ def probe_ends(
     tools = None if prober.shows("probe-answer", _USER, _ANSWER) else [_TOOL]
     tail = prober.tail("probe-answer", _USER, _ANSWER, tools=tools)
     longer = _between("probe-answer", prober, _USER, _ANSWER, _NEXT, tools=tools)
-    question = prober.render(_USER, tools=tools).rpartition("probe-question")[2]
-    front = prober.render(_USER, tools=tools).partition("probe-question")[0]
+    asked = prober.render(_USER, tools=tools)
+    if "probe-" not in asked.casefold():
+        problem = f"{prober.label} drops the question."
+        raise TemplateError(problem, got=asked, fix="choose another --template")
+    front, _, question = asked.partition("probe-question")
+    _check_start(front, longer, prober)
     openers = set(tokens.findall(front)) | set(tokens.findall(_last_token(longer, tokens)))
     header, is_chosen = _header(prober, abilities, tools)
-    common = (tuple(sorted(openers)), header, is_chosen)
     if named:
-        return Ends(tuple(dict.fromkeys(named)), "", "", *common)
+        stops = dict.fromkeys(named)
+        return Ends(tuple(stops), "", "", tuple(openers.difference(stops)), header, is_chosen)
     stop = _stop_in(tail, longer, prober, tokens)
     after_answer = ""
-    if stop is None:
+    if stop is None and not tail.strip():
         has_end = tokens.search(question) is not None
         after_answer = _next_token(tail, longer, tokens, refused=openers if has_end else set())
         stop = after_answer.strip()
@@ -192,7 +196,21 @@ def probe_ends(
             fix="choose another --template, or end the answer with {{ eos_token }} in it",
         )
     call_stop, after_call = _end_of_call(prober, abilities, tokens, stop)
-    return Ends(tuple(dict.fromkeys([stop, call_stop])), after_answer, after_call, *common)
+    stops = dict.fromkeys([stop, call_stop])
+    opening = tuple(openers.difference([] if after_answer else stops))
+    return Ends(tuple(stops), after_answer, after_call, opening, header, is_chosen)
+
+
+def _check_start(front: str, longer: str, prober: Prober) -> None:
+    bos = prober.variables.get("bos_token")
+    if bos and bos in longer:  # it begins every turn
+        return
+    if bos and front.lstrip().startswith(2 * bos):
+        raise TemplateError(
+            f"{prober.label} writes the token that begins a text twice.",
+            got=front[:100],
+            fix="take one of them out of the template",
+        )
 
 
 def _end_of_call(

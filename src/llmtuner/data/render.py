@@ -47,6 +47,8 @@ class Encoded:
         num_turns_dropped: trained turns that did not fit.
         is_prompt_cut: text of a user or tool was cut, or turns before the trained ones dropped.
         is_answer_cut: an answer lost its tail, and its end token with it.
+        num_thoughts_unasked: answers with or without a thought, where serving does it the other
+            way unless it is told.
     """
 
     samples: tuple[Sample, ...]
@@ -55,6 +57,7 @@ class Encoded:
     num_turns_dropped: int = 0
     is_prompt_cut: bool = False
     is_answer_cut: bool = False
+    num_thoughts_unasked: int = 0
 
     @property
     def is_truncated(self) -> bool:
@@ -143,6 +146,7 @@ def _encode(
         num_turns_dropped=sum(result.num_turns_dropped for result in fitted),
         is_prompt_cut=any(result.is_prompt_cut for result in fitted),
         is_answer_cut=any(result.is_answer_cut for result in fitted),
+        num_thoughts_unasked=sum(s.is_thought_unasked for draft in kept for s in draft.spans),
     )
 
 

@@ -9,7 +9,7 @@ without guessing is said at each function below. What cannot be proved is refuse
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmtuner.data.chat_jinja import Rendered
@@ -21,6 +21,9 @@ from llmtuner.extras.errors import TemplateError
 _NO_THOUGHT = "\U000f0002"  # stands for a thought that is not there; rows cannot hold it
 _OPENED = re.compile(r"<think>(\s*)(</think>\s*)?\Z")
 _BEGUN = re.compile(r"\s*<think>\s*")
+_NO_THOUGHT_SHOWN = re.compile(r"\A(<think>\s*)?</think>")
+_CHANNEL = re.compile(r"\s*|\S+\n")  # a word right behind a token, as Gemma 4 names its channels
+_RECIPIENT = re.compile(r"\S+\n")  # a line of its own, as functionary writes
 _TAG = re.compile(r"</?[^\s<>]+>|\[/?[A-Z_]+\]")
 
 
@@ -32,11 +35,14 @@ class TurnText:
         prompt: what serving sends.
         answer: what the model writes, with the token that ends it.
         enable_thinking: the setting under which serving sends this prompt.
+        is_thought_unasked: serving thinks otherwise than this answer does: it sends this prompt
+            only under another setting than the user's, or the answer begins by ending a thought.
     """
 
     prompt: str
     answer: str
     enable_thinking: bool | None
+    is_thought_unasked: bool = False
 
 
 def prove_turn(chat: Chat, turn: int) -> TurnText:
@@ -58,11 +64,19 @@ def prove_turn(chat: Chat, turn: int) -> TurnText:
             problems.append(problem)
             continue
         if _is_own_text(text, message, chat.template):
-            return text
+            return _with_notice(text, message, chat.template)
         proved.append(text)
     if not proved:
         raise problems[0]
-    return proved[0]
+    return _with_notice(proved[0], message, chat.template)
+
+
+def _with_notice(text: TurnText, message: Message, template: Template) -> TurnText:
+    """Say whether serving thinks otherwise than the answer, where the user has said how."""
+    asked = template.enable_thinking
+    is_other = bool(template.thinking_switches) and text.enable_thinking != asked
+    ends_thought = message.thinking is None and text.answer.lstrip().startswith("</think>")
+    return replace(text, is_thought_unasked=asked is not None and (is_other or ends_thought))
 
 
 def _settings(template: Template, *, has_thinking: bool) -> list[bool | None]:
@@ -78,7 +92,9 @@ def _settings(template: Template, *, has_thinking: bool) -> list[bool | None]:
 def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
     prompt = chat.render(turn, enable_thinking=setting, generation_prompt=True).text
     full = chat.render(turn + 1, enable_thinking=setting, generation_prompt=False)
-    if full.text.startswith(prompt):
+    message, abilities = chat.messages[turn], chat.template.abilities
+    is_lost = abilities.thinking_dropped and message.thinking is not None
+    if full.text.startswith(prompt) and not is_lost:
         answer: str | None = _answer(full, len(prompt), turn, chat)
     else:
         answer = (
@@ -136,7 +152,7 @@ def _answer_after_opened_thought(prompt: str, full: Rendered, turn: int, chat: C
         return shown if thinking is None else None
     line = "\n" if "\n" in opened[1] else ""
     thought = guard(thinking.strip("\n"), chat.template.answer_guards) if thinking else ""
-    return f"{thought}{line}</think>{2 * line}{shown.removeprefix('</think>')}"
+    return f"{thought}{line}</think>{2 * line}{_NO_THOUGHT_SHOWN.sub('', shown)}"
 
 
 def _answer_after_dropped_thoughts(
@@ -248,45 +264,64 @@ def _spellings(value: Any) -> list[str]:
 
 
 def _check_around(text: TurnText, turn: int, chat: Chat) -> None:
-    """Prove that the template adds only control tokens and tags to the words of an answer."""
+    """Prove that the template adds only control tokens and tags to the words of an answer.
+
+    Words may stand between control tokens (channels), or be a header that the model chooses.
+    """
     message, template = chat.messages[turn], chat.template
     rest = text.answer
     parts = _own_words(message, text.prompt)
     for number, part in enumerate(parts):
         before, _, rest = rest.partition(guard(part, template.answer_guards).strip())
-        if number or not template.ends.is_header_chosen:
-            _check_added(before, turn, template)
+        tokens = [(found.start(), found.end()) for found in _tokens_in(before, template)]
+        is_open = bool(tokens) and not before[: tokens[0][0]].strip()
+        behind = before[tokens[-1][1] :] if tokens else before
+        is_closed = bool(tokens) and _CHANNEL.fullmatch(behind) is not None
+        is_header = number == 0 and template.ends.is_header_chosen
+        is_header = is_header and (is_closed or _RECIPIENT.fullmatch(before) is not None)
+        if before.strip() and not (is_open and is_closed) and not is_header:
+            raise _added(before, turn, template)
     if parts and not message.tool_calls:
-        _check_added(rest, turn, template)
+        first = next(_tokens_in(rest, template), None)
+        if first is None or rest[: first.start()].strip():
+            raise _added(rest, turn, template)
 
 
-def _check_added(added: str, turn: int, template: Template) -> None:
-    added = added.strip()
-    if added and not template.guards.match(added) and not _TAG.match(added):
-        reason = "the template adds words of its own to the answer"
-        raise unproved(reason, turn, added, template)
+def _tokens_in(text: str, template: Template) -> Iterator[re.Match[str]]:
+    """Yield the control tokens and tags of a text."""
+    return re.finditer(f"{template.guards.pattern}|{_TAG.pattern}", text)
+
+
+def _added(added: str, turn: int, template: Template) -> TemplateError:
+    reason = "the template adds words of its own to the answer"
+    return unproved(reason, turn, added, template)
 
 
 def _check_header(text: TurnText, turn: int, chat: Chat) -> None:
     """Prove that the header of an answer is in the prompt, where the template has one.
 
     Some models write headers of their own (channels, recipients, calls). These are known by one of
-    three things: the generation prompt adds a header before, the prompt opens the model's turn even
-    without it, or the template writes nothing in front of plain answers.
+    three things: the generation prompt adds a header before; or what opens a turn is not in them,
+    and the prompt opens the model's turn by itself, or plain answers have nothing in front.
     """
     template = chat.template
     before = _before_own_text(text, chat.messages[turn], template).strip()
-    if not before or before in ("<think>", "</think>") or not template.ends.header.strip():
+    if not before or before in ("<think>", "</think>"):
         return
     setting = text.enable_thinking
     bare = chat.render(turn, enable_thinking=setting, generation_prompt=False).text
+    asked = guard(chat.messages[turn - 1].content, template.guards).strip()
+    if text.prompt.count(asked) < bare.count(asked):
+        raise unproved("the prompt lacks the question", turn, text.answer, template)
     if bare.rstrip() != text.prompt.rstrip():
         return
-    asked = guard(chat.messages[turn - 1].content, template.guards).strip()
-    tail = text.prompt.rpartition(asked)[2]
-    if not any(token in tail for token in template.ends.openers):
-        reason = "the generation prompt lacks the header of the answer"
-        raise unproved(reason, turn, text.answer, template)
+    openers = template.ends.openers
+    if not before.startswith(openers):
+        tail = text.prompt.rpartition(asked)[2]
+        if not template.ends.header.strip() or any(token in tail for token in openers):
+            return
+    reason = "the generation prompt lacks the header of the answer"
+    raise unproved(reason, turn, text.answer, template)
 
 
 def _is_own_text(text: TurnText, message: Message, template: Template) -> bool:
