@@ -6,9 +6,9 @@ import pytest
 from example_chats import CHATS, chat, tool_chat
 from tiny_tokenizers import byte_level, sentence_piece
 
+from llmtuner.data.blocks import map_blocks
 from llmtuner.data.encoders.sft import ConversationEncoder, build_encoder
 from llmtuner.data.jobs import encode_all, run_jobs
-from llmtuner.data.tokenise import encode_in_blocks
 from llmtuner.hparams.data import DataArgs
 
 LONG = "什么是高血压？ word " * 30
@@ -43,11 +43,9 @@ def test_a_batch_is_its_rows(name: str) -> None:
 def test_blocks_and_processes_change_nothing(
     monkeypatch: pytest.MonkeyPatch, num_workers: int, block: int
 ) -> None:
-    monkeypatch.setattr("llmtuner.data.tokenise._BLOCK", block)
+    monkeypatch.setattr("llmtuner.data.blocks.BLOCK", block)
     encode = encoder()
-    pairs = list(encode_in_blocks(iter(ROWS), encode, num_workers=num_workers))
-    assert [row for row, _ in pairs] == ROWS
-    assert [encoded for _, encoded in pairs] == encode(ROWS)
+    assert [*map_blocks(ROWS, encode, num_workers=num_workers)] == encode(ROWS)
 
 
 def test_jobs_of_different_lengths_keep_their_order() -> None:

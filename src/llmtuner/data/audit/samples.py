@@ -59,7 +59,9 @@ def page_values(audit: Audit) -> dict[str, Any]:
         for name, one in values["datasets"].items()
         for finding in _findings(name, one["findings"])
     ]
-    sections["limits"] = values["limits"]
+    sections["limits"] = [
+        {"defect": name, "limit": f"{share:.2%}"} for name, share in values["limits"].items()
+    ]
     sections["exceeded"] = values["exceeded"]
     return sections
 
