@@ -22,7 +22,7 @@ from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Raised when the same rows would become other tokens, or have another audit."""
 
 logger = get_logger(__name__)
