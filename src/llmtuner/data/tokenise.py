@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from llmtuner.data.audit.defects import AUDIT_VERSION
 from llmtuner.data.audit.findings import Auditor
 from llmtuner.data.audit.inspect import RowNotes, inspect_rows
 from llmtuner.data.audit.row import Vocabulary, vocabulary_of
@@ -23,7 +24,7 @@ from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
 CODE_VERSION = 4
-"""Raised when the same rows would become other tokens, or have another audit."""
+"""Raised when the same rows would become other tokens."""
 
 logger = get_logger(__name__)
 
@@ -81,7 +82,7 @@ def tokenise(
             "encoding": args.encoding,
             "max_samples": args.max_samples,
             "on_bad_row": args.on_bad_row,
-            "audit": with_audit,
+            "audit": AUDIT_VERSION if with_audit else None,
             "encoder": encode.fingerprint(),
         }
     )

@@ -26,7 +26,7 @@ CUTOFF = 1200
 ROOT = Path(__file__).parents[3]
 SEPARATE = {
     "contract_unproved", "double_bos", "missing_bos", "end_token_not_learned",
-    "prompt_not_served", "eval_row_in_train", "eval_ngram_in_train",
+    "prompt_not_served", "thought_unasked", "eval_row_in_train", "eval_ngram_in_train",
 }  # fmt: skip
 
 
@@ -209,6 +209,17 @@ def test_a_prompt_that_serving_never_sends() -> None:
     long = Message("user", "What is it? " * CUTOFF)
     told = hits(encoder(truncation="llamafactory"), long, ANSWER)
     assert told["prompt_not_served"] == [Hit(2)]
+
+
+@pytest.mark.parametrize(("enable_thinking", "turns"), [(True, [4]), (False, [2]), (None, [])])
+def test_answers_that_think_otherwise_than_serving(
+    enable_thinking: bool | None, turns: list[int]
+) -> None:
+    thinks = Message("assistant", "<think>\nwell\n</think>\n\nA root.", train=True)
+    told = hits(
+        encoder("qwen3", enable_thinking=enable_thinking), QUESTION, thinks, QUESTION, ANSWER
+    )
+    assert [hit.turn for hit in told.get("thought_unasked", [])] == turns
 
 
 def test_the_turn_of_a_cut_answer_is_that_of_the_row() -> None:

@@ -10,6 +10,9 @@ from llmtuner.data.audit.row import RowDetector
 from llmtuner.data.audit.set_defects import SetDetector, conflicting_answers, duplicate_row
 from llmtuner.extras.error_kinds import ERROR_KINDS
 
+AUDIT_VERSION = 1
+"""Raised when the same rows would have other findings."""
+
 Severity = Literal["error", "warning", "note"]
 """It damages training or evaluation · probably not wanted · good to know."""
 
@@ -116,6 +119,11 @@ OWN_DEFECTS: Mapping[str, Defect] = {
         "warning",
         "a text holds a control token of another model, as if it was rendered before",
         in_row=text.foreign_control_token,
+    ),
+    "thought_unasked": Defect(
+        "note",
+        "an answer has no thought where serving thinks, or one where it does not",
+        in_row=tokens.thought_unasked,
     ),
     "control_token_in_text": Defect(
         "note",

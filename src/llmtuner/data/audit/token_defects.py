@@ -20,6 +20,14 @@ def prompt_not_served(row: AuditedRow) -> Iterator[Hit]:
             yield Hit(_turn_in_row(row, draft, draft.spans[0].turn))
 
 
+def thought_unasked(row: AuditedRow) -> Iterator[Hit]:
+    """Find an answer with a thought where serving asks for none, or without where it thinks."""
+    for draft in row.encoded.drafts:
+        for span in draft.spans:
+            if span.is_thought_unasked:
+                yield Hit(_turn_in_row(row, draft, span.turn))
+
+
 def nothing_supervised(row: AuditedRow) -> Iterator[Hit]:
     """Find a row of which nothing is trained."""
     if row.refusal is None and row.encoded.is_left_out:
