@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
 from llmtuner.data.token_view import Cell, SampleView, visible
@@ -76,8 +77,9 @@ def render_page(title: str, report: Mapping[str, Any], views: Sequence[SampleVie
             becomes bars. Names in `_HEADINGS` get a heading in two languages.
         views: samples to show token by token, from `token_view`.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    template = ImmutableSandboxedEnvironment(
+        autoescape=True, undefined=jinja2.StrictUndefined
+    ).from_string(_TEMPLATE.read_text(encoding="utf-8"))
     sections = [(_heading(name), _block(value, name)) for name, value in report.items()]
     return template.render(
         title=title, sections=sections, views=views, marks=_marks, hint=_hint, visible=visible

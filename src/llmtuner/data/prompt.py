@@ -22,7 +22,6 @@ from llmtuner.extras.errors import DataError, TemplateError
 GUARD_START, GUARD_END = "\U000f0000", "\U000f0001"  # what mark_control_tokens writes
 _GUARDS = str.maketrans("", "", GUARD_START + GUARD_END)
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-_LEXEMES = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s,:{}\[\]"]+|[,:{}\[\]]', re.DOTALL)  # of JSON
 
 
 @dataclass(frozen=True)
@@ -251,13 +250,3 @@ def _parse_json(text: str) -> Any:
         return json.loads(text)
     except ValueError as problem:
         raise DataError("Tools and arguments must be JSON.", got=text) from problem
-
-
-def respelled(text: str) -> bool:
-    """Say whether JSON text is spelled differently once it was read and written again.
-
-    Serving reads arguments and tools as JSON, so that this is what a template shows that takes them
-    as objects: 1.10 becomes 1.1, an escaped letter becomes the letter. White space does not count.
-    """
-    again = json.dumps(_parse_json(text), ensure_ascii=False)
-    return _LEXEMES.findall(text) != _LEXEMES.findall(again)

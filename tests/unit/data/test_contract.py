@@ -8,11 +8,11 @@ from golden_texts import learned_texts
 from tiny_tokenizers import byte_level
 
 from llmtuner.data.conversation import Conversation, Message, ToolCall
-from llmtuner.data.prompt import prompt_ids, respelled
+from llmtuner.data.prompt import prompt_ids
 from llmtuner.data.render import Encoded, encode_conversation
 from llmtuner.data.template import Template, load_template
 from llmtuner.data.verify import as_served, verify_encoded
-from llmtuner.extras.errors import DataError, TemplateError
+from llmtuner.extras.errors import TemplateError
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 LOOP = "{% for m in messages %}" + TURN + "{% endfor %}"
@@ -172,25 +172,3 @@ def test_a_lost_tool_call_is_refused() -> None:
     assert encode(calls[0]).samples
     with pytest.raises(TemplateError, match=r"changes a tool call .*Got: 'Berlin'"):
         encode(*calls)
-
-
-@pytest.mark.parametrize(
-    ("text", "is_other"),
-    [
-        ('{"a": 1.5, "b": [true, null, "\u9ad8"]}', False),
-        ('{ "a" :1 ,\n"b":{}}', False),
-        ('{"a": "x: {1.10} \\" ,"}', False),
-        ('{"a": 1.10}', True),
-        ('{"a": 1e5}', True),
-        ('{"a": "\\u9ad8"}', True),
-        ('{"a": "\\/"}', True),
-        ('{"a": 1, "a": 2}', True),
-    ],
-)
-def test_json_that_is_spelled_otherwise_when_written_again(text: str, is_other: bool) -> None:
-    assert respelled(text) is is_other
-
-
-def test_what_is_not_json_cannot_be_respelled() -> None:
-    with pytest.raises(DataError, match="must be JSON"):
-        respelled("{")
