@@ -211,6 +211,16 @@ def test_a_prompt_that_serving_never_sends() -> None:
     assert told["prompt_not_served"] == [Hit(2)]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_empty"),
+    [("<think>\nlong words\n</think>\n\n…", True), ("a.", True), ("?!", True), ("👍", True),
+     ("A.", False), ("7", False), ("是。", False), ("ok", False), ("é5", False)],
+)  # fmt: skip
+def test_an_answer_is_empty_without_two_letters_or_a_word(text: str, is_empty: bool) -> None:
+    told = hits(encoder(), QUESTION, Message("assistant", text, train=True))
+    assert ("near_empty_answer" in told) == is_empty
+
+
 @pytest.mark.parametrize(("enable_thinking", "turns"), [(True, [4]), (False, [2]), (None, [])])
 def test_answers_that_think_otherwise_than_serving(
     enable_thinking: bool | None, turns: list[int]
