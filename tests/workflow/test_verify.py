@@ -34,7 +34,11 @@ def test_the_command_proves_every_row(
     ("old", "new", "said"),
     [
         ("assistant\\n{% endif", "helper\\n{% endif", "does not train what is served"),
-        ("+ '<|im_end|>\\n'", "+ '\\n'", "ends its turns in nothing"),
+        (
+            "+ '<|im_end|>\\n'",
+            "+ ('' if message['role'] == 'assistant' else '<|im_end|>') + '\\n'",
+            "no special token follows the answer",
+        ),
     ],
 )
 def test_a_broken_template_file_is_refused_with_the_row(
