@@ -72,3 +72,11 @@ def become_process(rank: int, *, world_size: int, num_threads: int) -> None:
         "OMP_NUM_THREADS": str(num_threads),
         "GLOO_SOCKET_IFNAME": "lo",  # the host's own name may lead nowhere
     }
+
+
+def calm_blas() -> None:
+    """Let numpy multiply in one thread, unless the user says otherwise; call before importing it.
+
+    The threads of its library wait busily: for thin matrices they cost more than they save.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -15,10 +15,12 @@ from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.hparams.options import GROUPS, OTHER_GROUP, options_of
+from llmtuner.hparams.planning import PlanningArgs
 from llmtuner.hparams.selfcheck import SelfcheckArgs
 from llmtuner.hparams.showing import ShowingArgs
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
+from llmtuner.hparams.verifying import VerifyingArgs
 
 MethodArgs = LoraArgs | FreezeArgs | FullArgs
 
@@ -48,9 +50,11 @@ class RunConfig:
     train: TrainArgs = field(default_factory=TrainArgs)
     generating: GeneratingArgs = field(default_factory=GeneratingArgs)
     export: ExportArgs = field(default_factory=ExportArgs)
+    verifying: VerifyingArgs = field(default_factory=VerifyingArgs)
     evaluating: EvaluatingArgs = field(default_factory=EvaluatingArgs)
     swanlab: SwanlabArgs = field(default_factory=SwanlabArgs)
     selfcheck: SelfcheckArgs = field(default_factory=SelfcheckArgs)
+    planning: PlanningArgs = field(default_factory=PlanningArgs)
     given: frozenset[str] = frozenset()
     notices: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ _GLUE = "\u00a0"
 _SUMMARIES: Mapping[str, str] = {
     "train": "Train a model: pre-training (pt) or supervised fine-tuning (sft).",
     "selfcheck": "Prove with your own settings that the batch layout changes no gradient.",
+    "plan": "Say what a training run will need, before anything is loaded.",
     "export": "Merge adapters into the base model and write it to a folder.",
     "chat": "Talk to a model in the terminal.",
     "eval": "Score a model on a multiple-choice benchmark.",
@@ -38,10 +39,16 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "llmtuner selfcheck --model_name_or_path models/base --finetuning_type full "
         "--dataset identity --selfcheck_steps 3",
     ),
+    "plan": (
+        "llmtuner plan sft.yaml",
+        "llmtuner plan sft.yaml --probe --json",
+        "llmtuner plan --model_name_or_path Qwen/Qwen3-1.7B --dataset data/my.jsonl "
+        "--finetuning_type full --per_device_train_batch_size 4 --cutoff_len 4096",
+    ),
     "export": (
         "llmtuner export --model_name_or_path Qwen/Qwen3-1.7B --adapter_name_or_path output/sft "
         "--export_dir models/merged",
-        "llmtuner export merge.yaml --export_size 2",
+        "llmtuner export merge.yaml --export_size 2 --verify",
     ),
     "chat": (
         "llmtuner chat --model_name_or_path models/merged",
@@ -79,13 +86,16 @@ _TITLES: Mapping[str, str] = {
     "swanlab": "SwanLab",
     "generating": "Generating",
     "export": "Export",
+    "verifying": "Verify",
     "evaluating": "Benchmark",
     "selfcheck": "Selfcheck",
+    "planning": "Planning",
 }
 _ORDERS: Mapping[str, tuple[str, ...]] = {
-    "export": ("export",),
+    "export": ("export", "verifying"),
     "chat": ("generating",),
     "selfcheck": ("selfcheck",),
+    "plan": ("planning", "showing"),
     "eval": ("evaluating",),
     "data audit": ("showing", "audit", "data", "model"),
     "data show": ("showing", "data", "model"),
@@ -124,6 +134,7 @@ def _belongs(command: str, group: str) -> bool:
     unused: Mapping[str, tuple[str, ...]] = {
         "train": ("export",),
         "selfcheck": ("export", "generating", "swanlab", "audit"),
+        "plan": ("export", "generating", "swanlab", "audit"),
         "export": ("generating", "freeze"),
         "chat": ("export", "freeze"),
         "eval": ("export", "freeze"),

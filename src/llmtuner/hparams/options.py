@@ -21,10 +21,12 @@ from llmtuner.hparams.full import FullArgs
 from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
+from llmtuner.hparams.planning import PlanningArgs
 from llmtuner.hparams.selfcheck import SelfcheckArgs
 from llmtuner.hparams.showing import ShowingArgs
 from llmtuner.hparams.swanlab import SwanlabArgs
 from llmtuner.hparams.training import TrainArgs
+from llmtuner.hparams.verifying import VerifyingArgs
 
 GROUPS: Mapping[str, type] = {
     "model": ModelArgs,
@@ -38,9 +40,11 @@ GROUPS: Mapping[str, type] = {
     "train": TrainArgs,
     "generating": GeneratingArgs,
     "export": ExportArgs,
+    "verifying": VerifyingArgs,
     "evaluating": EvaluatingArgs,
     "swanlab": SwanlabArgs,
     "selfcheck": SelfcheckArgs,
+    "planning": PlanningArgs,
 }
 """Group name (an attribute of RunConfig) -> its dataclass."""
 
@@ -53,14 +57,18 @@ _DATA = (*_TRAIN, "showing")  # a whole training file can be given to them
 COMMAND_GROUPS: Mapping[str, tuple[str, ...]] = {
     "train": _TRAIN,
     "selfcheck": (*_TRAIN, "selfcheck"),
-    "export": (*_METHODS, "export", "generating"),
+    "plan": (*_TRAIN, "planning", "showing"),
+    "export": (*_METHODS, "export", "verifying", "generating"),
     "chat": (*_METHODS, "generating", "export"),
-    "eval": (*_METHODS, "evaluating", "export"),
+    "eval": (*_METHODS, "evaluating", "generating", "export"),
     "data audit": _DATA,
     "data show": _DATA,
     "data verify": _DATA,
 }
 """Command -> groups whose options it takes, as LLaMA-Factory's command of that name does."""
+
+NOT_FOR: Mapping[str, tuple[str, ...]] = {"plan": ("row", "report_dir")}
+"""Command -> options of its groups that it does not take."""
 
 ALSO_ANYWHERE = ("seed", "use_cpu", "local_rank")
 """Training options that every command takes."""
@@ -131,7 +139,8 @@ def options_of(command: str) -> Mapping[str, Option]:
     return {
         name: option
         for name, option in all_options().items()
-        if option.group in groups or name in ALSO_ANYWHERE
+        if (option.group in groups and name not in NOT_FOR.get(command, ()))
+        or name in ALSO_ANYWHERE
     }
 
 

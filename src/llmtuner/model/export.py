@@ -1,38 +1,55 @@
-"""Export: base and adapters become one model folder that plain transformers loads."""
+"""Export: base and adapters become one model folder that plain transformers loads.
+
+The weights stream through memory a few rows at a time, so that the size of the model does not
+matter. Neither torch nor transformers nor peft takes part.
+"""
 
 import math
 import os
 import shutil
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from typing import Any
 
 from llmtuner.extras.errors import ConfigError, ModelError, StorageError
 from llmtuner.extras.files import sync_folder, sync_tree
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.export import ExportArgs
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.adapters import check_chain, locate_adapters, vocabulary_rows
+from llmtuner.model.adapters import check_records, locate_adapters
 from llmtuner.model.hub import locate_model
-from llmtuner.model.load import load_config, load_model
-from llmtuner.model.merge import merge_adapters
-from llmtuner.model.parameters import cast_parameters
-from llmtuner.model.tokenizer import load_tokenizer
-from llmtuner.model.weights import read_header, weight_files
+from llmtuner.model.streaming.base_files import BaseFiles, read_base
+from llmtuner.model.streaming.numbers import DTYPE_NAMES, STORED, STORED_NAMES
+from llmtuner.model.streaming.plan import MergePlan, plan_merge
+from llmtuner.model.streaming.shards import OutputTensor, write_shards
+from llmtuner.model.streaming.texts import (
+    check_vocabulary,
+    copy_texts,
+    tokenizer_folder,
+    write_config,
+)
 
 logger = get_logger(__name__)
 
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_NAMED_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_GENERATION_FILE = "generation_config.json"
+_STAGING = ".staging-"
+
+Finish = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class ExportTexts:
+    """What changes beside the weights.
+
+    Attributes:
+        template_text: chat template without generation marks; None: the tokenizer's own.
+        stop_ids: ids that end a turn of that template; empty: those of base and adapters.
+        config_changes: other settings of the language model, by their names in `config.json`.
+    """
+
+    template_text: str | None = None
+    stop_ids: Sequence[int] = ()
+    config_changes: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class ExportReport:
 
     Attributes:
         export_dir: the model folder.
-        dtype: number type of the weights ("bfloat16").
+        dtype: number type of most weights ("bfloat16").
         num_parameters: numbers in the model.
         num_files: weight files.
         num_bytes: size of the weight files.
@@ -60,8 +77,8 @@ def export_model(
     model_args: ModelArgs,
     export_args: ExportArgs,
     *,
-    template_text: str | None = None,
-    stop_ids: Sequence[int] = (),
+    texts: ExportTexts | None = None,
+    finish: Finish | None = None,
 ) -> ExportReport:
     """Merge the adapters into the base in float32, round once, and write the model.
 
@@ -70,49 +87,63 @@ def export_model(
     Args:
         model_args: base and adapters.
         export_args: where to, and how.
-        template_text: chat template without generation marks; None: the tokenizer's own.
-        stop_ids: ids that end a turn of that template; empty: those of base and adapters.
+        texts: what changes beside the weights.
+        finish: called with the whole folder before it gets its name; an error keeps it from that.
 
     Raises:
         ConfigError: the options cannot be exported, or `export_dir` is in use.
         ModelError: base or adapter is missing, damaged, or they do not belong together.
         StorageError: the disk is too small.
     """
+    texts = texts or ExportTexts()
     target = _check_options(model_args, export_args)
-    base = locate_model(model_args)
+    base = read_base(locate_model(model_args))
     adapters = locate_adapters(model_args)
-    check_chain(adapters, base)
-    dtype = export_dtype(model_args, base)
-    _check_space(target, base, dtype)
-    tokenizer = load_tokenizer(model_args)
-    if template_text is not None:
-        tokenizer.chat_template = template_text
-    model = _merge(model_args, export_args, adapters, dtype=dtype, num_tokens=len(tokenizer))
-    _set_generation(model, [base, *adapters])
-    if stop_ids:
-        model.generation_config.eos_token_id = list(stop_ids)
-    max_shard_size = f"{export_args.export_size}GB"
-    num_files, num_bytes = _write(model, tokenizer, target, max_shard_size=max_shard_size)
+    wanted = STORED_NAMES.get(wanted_dtype(model_args, export_args))
+    _check_quantised(base, adapters, wanted)
+    check_records(adapters, base.folder)
+    plan = plan_merge(base, adapters)
+    _check_tokens(model_args, base, plan, adapters)
+    outputs = _outputs(plan, base, wanted)
+    dtype = wanted or base.main_dtype
+
+    def write(folder: Path) -> list[Path]:
+        files = write_shards(folder, outputs, shard_bytes=export_args.export_size * 10**9)
+        write_config(
+            folder,
+            base,
+            dtype=DTYPE_NAMES.get(dtype, "auto"),
+            vocabulary_rows=plan.vocabulary_rows,
+            is_untied=plan.is_untied,
+            changes=texts.config_changes or {},
+        )
+        copy_texts(
+            folder,
+            base=base.folder,
+            adapters=adapters,
+            template_text=texts.template_text,
+            stop_ids=texts.stop_ids,
+        )
+        if finish is not None:
+            finish(folder)
+        return files
+
+    _check_space(target, sum(output.num_bytes for output in outputs))
+    sizes = _stage(target, write)
     return ExportReport(
         export_dir=target,
-        dtype=str(dtype).removeprefix("torch."),
-        num_parameters=model.num_parameters(),
-        num_files=num_files,
-        num_bytes=num_bytes,
+        dtype=DTYPE_NAMES.get(dtype, dtype),
+        num_parameters=sum(math.prod(output.tensor.shape) for output in outputs),
+        num_files=len(sizes),
+        num_bytes=sum(sizes),
         merged_adapters=tuple(adapters),
     )
 
 
-def export_dtype(model_args: ModelArgs, base: Path) -> torch.dtype:
-    """Return the type to write: the one asked for, else that of most of the base's numbers."""
-    if model_args.infer_dtype in _NAMED_DTYPES:
-        return _NAMED_DTYPES[model_args.infer_dtype]
-    num_bytes: Counter[str] = Counter()
-    for path in weight_files(base):
-        for info in read_header(path).values():
-            num_bytes[info.dtype] += info.num_bytes
-    most = max(num_bytes, key=lambda name: num_bytes[name], default="F32")
-    return _DTYPES.get(most, torch.float32)
+def wanted_dtype(model_args: ModelArgs, export_args: ExportArgs) -> str:
+    """Return the number type that was asked for; LLaMA-Factory's name for it is infer_dtype."""
+    both = (export_args.export_dtype, model_args.infer_dtype)
+    return next((name for name in both if name != "auto"), "auto")
 
 
 def _check_options(model_args: ModelArgs, export_args: ExportArgs) -> Path:
@@ -125,12 +156,11 @@ def _check_options(model_args: ModelArgs, export_args: ExportArgs) -> Path:
             got=model_args.quantization_bit,
             fix="drop --quantization_bit; a QLoRA adapter merges into the plain base",
         )
-    quantised = load_config(model_args).to_dict().get("quantization_config")
-    if quantised and model_args.adapter_name_or_path:
-        raise ModelError(
-            "The base's files are quantised, and an adapter cannot be merged into rounded weights.",
-            got=quantised.get("quant_method"),
-            fix="give the plain base model",
+    if model_args.train_from_scratch:
+        raise ConfigError(
+            "A model with random weights cannot be exported.",
+            where="train_from_scratch",
+            fix="train it first, and export the folder of the training",
         )
     target = Path(export_args.export_dir).expanduser().absolute()
     is_used = target.is_file() or (target.is_dir() and any(target.iterdir()))
@@ -144,12 +174,52 @@ def _check_options(model_args: ModelArgs, export_args: ExportArgs) -> Path:
     return target
 
 
-def _check_space(target: Path, base: Path, dtype: torch.dtype) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    headers = [read_header(path) for path in weight_files(base)]
-    numbers = sum(math.prod(info.shape) for header in headers for info in header.values())
-    needed = numbers * dtype.itemsize
-    free = shutil.disk_usage(target.parent).free
+def _check_quantised(base: BaseFiles, adapters: Sequence[Path], wanted: str | None) -> None:
+    quantised = base.config.get("quantization_config")
+    if quantised and (adapters or wanted):
+        raise ModelError(
+            "The base's files are quantised: no adapter can be merged into rounded weights, and "
+            "they have no other type.",
+            where=str(base.folder),
+            got=quantised.get("quant_method") if isinstance(quantised, dict) else quantised,
+            fix="give the plain base model",
+        )
+
+
+def _check_tokens(
+    model_args: ModelArgs, base: BaseFiles, plan: MergePlan, adapters: Sequence[Path]
+) -> None:
+    if base.embedding is None:
+        logger.info("The base's embedding has an unusual name; its size is not checked.")
+        return
+    rows = plan.vocabulary_rows or base.tensors[base.embedding].num_rows
+    wanted = [*(model_args.add_tokens or ()), *(model_args.add_special_tokens or ())]
+    check_vocabulary(tokenizer_folder(base.folder, adapters), num_rows=rows, wanted=wanted)
+
+
+def _outputs(plan: MergePlan, base: BaseFiles, wanted: str | None) -> list[OutputTensor]:
+    """Choose the type of every tensor: the base's, or the one asked for.
+
+    Weights that the base keeps in another type than most are kept in it.
+    """
+    outputs = []
+    for tensor in plan.tensors:
+        # An untied head is new; it takes after the embedding.
+        name = tensor.name if tensor.name in base.tensors else str(base.embedding)
+        own = base.tensors[name].info.dtype
+        is_usual = own == base.main_dtype and own in STORED
+        outputs.append(OutputTensor(tensor, wanted if wanted and is_usual else own))
+    return outputs
+
+
+def _check_space(target: Path, needed: int) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise StorageError(
+            f"The folder cannot be made ({error.strerror or error}).", where=str(target.parent)
+        ) from error
     if free < needed:
         raise StorageError(
             "The disk is too small for the model.",
@@ -160,41 +230,13 @@ def _check_space(target: Path, base: Path, dtype: torch.dtype) -> None:
         )
 
 
-def _merge(
-    model_args: ModelArgs,
-    export_args: ExportArgs,
-    adapters: list[Path],
-    *,
-    dtype: torch.dtype,
-    num_tokens: int,
-) -> PreTrainedModel:
-    spread = export_args.export_device == "auto" and torch.cuda.is_available()
-    model = load_model(
-        model_args,
-        dtype=torch.float32 if adapters else dtype,
-        attention="eager",
-        device="auto" if spread else "cpu",
-        num_tokens=num_tokens,
-        min_rows=max(map(vocabulary_rows, adapters), default=0),
-    )
-    model = merge_adapters(model, adapters)
-    cast_parameters(model, dtype)
-    return model
-
-
-def _write(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    target: Path,
-    *,
-    max_shard_size: str,
-) -> tuple[int, int]:
-    """Write the model beside `target`, rename it, and return number and size of its files."""
-    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
+def _stage(target: Path, write: Callable[[Path], list[Path]]) -> list[int]:
+    """Let the model be written beside `target`, rename it, and return the sizes of its files."""
+    _remove_abandoned(target)
+    staging = target.with_name(f".{target.name}{_STAGING}{os.getpid()}")
     try:
-        model.save_pretrained(staging, max_shard_size=max_shard_size)
-        tokenizer.save_pretrained(staging)
-        counts = _check_saved(staging)
+        staging.mkdir()
+        sizes = [path.stat().st_size for path in write(staging)]
         sync_tree(staging)
         if target.exists():
             target.rmdir()
@@ -202,26 +244,20 @@ def _write(
         sync_folder(target.parent)
     except OSError as error:
         raise StorageError(
-            f"The model cannot be written ({error.strerror or error}).", where=str(target)
+            f"The model cannot be written ({error.strerror or error}).",
+            where=str(target),
+            fix="free some space, or give another --export_dir",
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return counts
+    return sizes
 
 
-def _set_generation(model: PreTrainedModel, folders: list[Path]) -> None:
-    """Take the newest generation config: training saves one with the adapter."""
-    for folder in reversed(folders):
-        if (folder / _GENERATION_FILE).is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-            return
-
-
-def _check_saved(folder: Path) -> tuple[int, int]:
-    """Return number and size of the weight files, after reading back their headers."""
-    files = weight_files(folder)
-    for path in files:
-        empty = [name for name, info in read_header(path).items() if 0 in info.shape]
-        if empty:
-            raise ModelError("Some of the written weights are empty.", got=empty, where=str(path))
-    return len(files), sum(path.stat().st_size for path in files)
+def _remove_abandoned(target: Path) -> None:
+    """Delete what exports to the same folder left behind when they were killed."""
+    prefix = f".{target.name}{_STAGING}"
+    for folder in [one for one in target.parent.iterdir() if one.name.startswith(prefix)]:
+        process = folder.name.removeprefix(prefix)
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            logger.info("Deleting %s: the export that wrote it was interrupted.", folder)
+            shutil.rmtree(folder, ignore_errors=True)

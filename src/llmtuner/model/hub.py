@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-
 from llmtuner.extras.env import process_env
 from llmtuner.extras.errors import ConfigError, MissingExtraError, ModelError
 from llmtuner.extras.logs import get_logger
@@ -86,6 +83,9 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _from_hugging_face(name: str, args: ModelArgs, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download  # only now: a folder needs no network library
+    from huggingface_hub.errors import HFValidationError
+
     try:
         folder = snapshot_download(
             name,

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from llmtuner.extras.errors import ConfigError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.adapters import check_chain, locate_adapters, vocabulary_rows
+from llmtuner.model.adapter_fit import check_chain
+from llmtuner.model.adapters import locate_adapters, vocabulary_rows
 from llmtuner.model.attention import pick_padded_attention
 from llmtuner.model.hub import locate_model
 from llmtuner.model.load import load_config, load_model

@@ -22,7 +22,7 @@ from llmtuner.model.attention import VARLEN, register_varlen
 from llmtuner.model.hub import locate_model
 from llmtuner.model.quantize import keep_layout, quantization_config
 from llmtuner.model.rope import scale_rope
-from llmtuner.model.weights import weight_files
+from llmtuner.model.weights import check_weight_files
 
 logger = get_logger(__name__)
 
@@ -114,7 +114,7 @@ def _load_weights(
     device: str | None,
 ) -> PreTrainedModel:
     folder = locate_model(args)
-    _check_weight_files(folder)
+    check_weight_files(folder)
     quantization = quantization_config(args, compute_dtype=dtype)
     loaded: Any
     try:
@@ -157,29 +157,6 @@ def _device_map(
     # Quantised weights cannot be moved later, so they are put where this process computes.
     on_gpu = torch.cuda.is_available()
     return {"": f"cuda:{process_env().local_rank}" if on_gpu else "cpu"}
-
-
-def _check_weight_files(folder: Path) -> None:
-    files = weight_files(folder)
-    missing = [path.name for path in files if not path.is_file()]
-    if files and not missing:
-        return
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled and not files:
-        raise ModelError(
-            "The model's weights are pickled, and reading them could run code.",
-            where=str(folder),
-            got=pickled,
-            allowed="model.safetensors",
-            fix="convert the model to safetensors on a machine that you do not mind losing",
-        )
-    raise ModelError(
-        "The model's weights are missing.",
-        where=str(folder),
-        got=missing or sorted(path.name for path in folder.iterdir()),
-        allowed="model.safetensors, or model.safetensors.index.json with all its files",
-        fix="copy or download the model again",
-    )
 
 
 def _loading_error(folder: Path, error: Exception) -> ModelError:

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -29,9 +31,22 @@ def merge_adapters(model: PreTrainedModel, folders: Sequence[Path]) -> PreTraine
             raise ModelError(
                 f"The adapter cannot be merged: {str(error).splitlines()[0]}", where=str(folder)
             ) from error
-        model.tie_weights()
+        _tie_again(model)
         logger.info("Merged the adapter %s.", folder)
     return model
+
+
+def _tie_again(model: PreTrainedModel) -> None:
+    """Let embedding and head be one again, unless the adapter changed one of them only."""
+    if not model.config.get_text_config().tie_word_embeddings:
+        return
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    if torch.equal(embedding.weight, head.weight):
+        model.tie_weights()
+    else:
+        logger.info("The adapter changes embedding and head apart: they are not tied any more.")
+        model.config.get_text_config().tie_word_embeddings = False
 
 
 def attach_adapter(

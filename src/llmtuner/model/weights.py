@@ -11,6 +11,7 @@ from llmtuner.extras.errors import ModelError
 from llmtuner.extras.files import read_json
 
 _SAMPLE_BYTES = 1024
+_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,60 @@ def base_digest(model_dir: Path) -> str:
 
 def weight_files(model_dir: Path) -> list[Path]:
     """Return the safetensors files that `from_pretrained` would read."""
-    index = model_dir / "model.safetensors.index.json"
+    index = model_dir / _INDEX
     single = model_dir / "model.safetensors"
     if single.is_file() or not index.is_file():
         return [single] if single.is_file() else []
-    return [model_dir / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    return [model_dir / name for name in sorted(set(_weight_map(index).values()))]
+
+
+def indexed_names(model_dir: Path) -> set[str]:
+    """Return the tensors that the index of several weight files promises; none for one file."""
+    index = model_dir / _INDEX
+    is_used = index.is_file() and not (model_dir / "model.safetensors").is_file()
+    return set(_weight_map(index)) if is_used else set()
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found: dict[str, str] = read_json(index)["weight_map"]
+        if not all(Path(name).name == name for name in found.values()):
+            raise ValueError("a file name is a path")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The index of the weight files is damaged ({error!r}).",
+            where=str(index),
+            fix="copy or download the model again",
+        ) from error
+    return found
+
+
+def check_weight_files(model_dir: Path) -> None:
+    """Check that the folder has all its weights, as safetensors.
+
+    Raises:
+        ModelError: files are missing, or pickled.
+    """
+    files = weight_files(model_dir)
+    missing = [path.name for path in files if not path.is_file()]
+    if files and not missing:
+        return
+    pickled = sorted(path.name for path in model_dir.glob("*.bin"))
+    if pickled and not files:
+        raise ModelError(
+            "The model's weights are pickled, and reading them could run code.",
+            where=str(model_dir),
+            got=pickled,
+            allowed="model.safetensors",
+            fix="convert the model to safetensors on a machine that you do not mind losing",
+        )
+    raise ModelError(
+        "The model's weights are missing.",
+        where=str(model_dir),
+        got=missing or sorted(path.name for path in model_dir.iterdir()),
+        allowed="model.safetensors, or model.safetensors.index.json with all its files",
+        fix="copy or download the model again",
+    )
 
 
 def _tensor_info(entry: dict[str, Any], data_start: int) -> TensorInfo:

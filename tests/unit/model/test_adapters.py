@@ -11,13 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from llmtuner.extras.errors import ModelError
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.adapters import (
-    check_base,
-    check_chain,
-    locate_adapters,
-    vocabulary_rows,
-    write_base_record,
-)
+from llmtuner.model.adapter_fit import check_base, check_chain
+from llmtuner.model.adapters import locate_adapters, vocabulary_rows, write_base_record
 from llmtuner.model.weights import base_digest, read_header, weight_files
 
 ArgsOf = Callable[..., ModelArgs]

@@ -66,16 +66,21 @@ def save_tiny(folder: Path, *, seed: int = 0, **changes: object) -> Path:
 def random_lora(model: torch.nn.Module) -> None:
     """Let an adapter change the model; a new one adds zero."""
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or "modules_to_save" in name:
+        if any(part in name for part in ("lora_B", "lora_embedding", "modules_to_save")):
             parameter.data += torch.randn_like(parameter) * 0.2
 
 
-def make_adapter(base: Path, folder: Path, *, seed: int = 1, rank: int = 4, **more: object) -> Path:
-    """Save a random adapter of `base`."""
+def make_adapter(
+    base: Path, folder: Path, *, seed: int = 1, rank: int = 4, rows: int = 0, **more: object
+) -> Path:
+    """Save a random adapter of `base`, whose vocabulary may have grown to `rows`."""
     torch.manual_seed(seed)
     targets = more.pop("target_modules", ["q_proj", "down_proj"])
     config = LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM", **more)
-    model: PeftModel = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    loaded = AutoModelForCausalLM.from_pretrained(base)
+    if rows:
+        loaded.resize_token_embeddings(rows)
+    model: PeftModel = get_peft_model(loaded, config)
     random_lora(model)
     model.save_pretrained(folder)
     return folder

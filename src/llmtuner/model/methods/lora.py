@@ -18,12 +18,8 @@ from llmtuner.extras.errors import ConfigError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.adapters import (
-    check_chain,
-    locate_adapters,
-    read_adapter_config,
-    vocabulary_rows,
-)
+from llmtuner.model.adapter_fit import check_chain
+from llmtuner.model.adapters import locate_adapters, read_adapter_config, vocabulary_rows
 from llmtuner.model.hub import locate_model
 from llmtuner.model.load import grown_vocabulary, load_model
 from llmtuner.model.merge import attach_adapter, merge_adapters
