@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0 done · 2 configuration · 3 data · 4 model, adapter or checkpoint · 5 not finite · 6 storage ·
-    7 distributed · 8 layouts differ · 130 interrupted.
+    7 distributed · 8 layouts differ · 9 a score too low · 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

@@ -24,21 +24,46 @@ def looks_like_csv(line: str) -> bool:
     return len(names) > 1 and set(names) <= _KNOWN_HEADERS
 
 
-def read_csv(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
+def read_csv(
+    path: Path, codec: str, bad_rows: BadRows, *, columns: Sequence[str] = ()
+) -> Iterator[Row]:
     """Yield one `{column: text}` per record; every cell stays a text, an empty one an empty text.
 
     The first record is the header. Columns without a name (an exported index) are left out. A
     record with more or fewer cells than the header is a bad row; broken quoting is an error.
 
+    Args:
+        path: a file that is not blank.
+        codec: from `pick_codec`.
+        bad_rows: gets the bad rows.
+        columns: names of the columns of a file without a header, with commas between its cells; a
+            first record that holds just these names is a header all the same.
+
     Raises:
         DataError: with `file:line`.
     """
+    header = list(columns)
+    for number, (line, cells) in enumerate(_records(path, codec, has_header=not columns)):
+        where = f"{path}:{line}"
+        if number == 0 and _is_header(cells, columns):
+            header = _checked_header(cells, where)
+        elif len(cells) != len(header):
+            problem = f"The record has {len(cells)} cells, the header {len(header)}."
+            fix = "quote cells that contain the delimiter or a line break"
+            bad_rows.add(DataError(problem, where=where, got=cells, fix=fix, kind="malformed_csv"))
+        else:
+            named = {name: cell for name, cell in zip(header, cells, strict=True) if name}
+            yield Row(named, where)
+
+
+def _records(path: Path, codec: str, *, has_header: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line and the cells of every record that is not blank."""
     csv.field_size_limit(_LONGEST_CELL)
     # A line lost in the middle of a quoted cell would change the cell, so no line may be skipped.
     first = next(text for _, text in decoded_lines(path, codec, BadRows()) if text.strip())
     texts = (text for _, text in decoded_lines(path, codec, BadRows()))
-    records = csv.reader(texts, delimiter=_delimiter(first), strict=True)
-    header: list[str] | None = None
+    delimiter = _delimiter(first) if has_header else ","
+    records = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
         line = records.line_num + 1
         try:
@@ -51,18 +76,8 @@ def read_csv(path: Path, codec: str, bad_rows: BadRows) -> Iterator[Row]:
             raise DataError(
                 problem, where=f"{path}:{line}", fix=fix, kind="malformed_csv"
             ) from None
-        if not any(cell.strip() for cell in cells):
-            continue
-        if header is None:
-            header = _checked_header(cells, f"{path}:{line}")
-        elif len(cells) != len(header):
-            problem = f"The record has {len(cells)} cells, the header {len(header)}."
-            fix = "quote cells that contain the delimiter or a line break"
-            where = f"{path}:{line}"
-            bad_rows.add(DataError(problem, where=where, got=cells, fix=fix, kind="malformed_csv"))
-        else:
-            named = {name: cell for name, cell in zip(header, cells, strict=True) if name}
-            yield Row(named, f"{path}:{line}")
+        if any(cell.strip() for cell in cells):
+            yield line, cells
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -126,6 +141,11 @@ def _unreadable(path: Path, kind: str, error: Exception) -> DataError:
 
 def _delimiter(header: str) -> str:
     return max(_DELIMITERS, key=header.count)
+
+
+def _is_header(cells: Sequence[str], columns: Sequence[str]) -> bool:
+    names = {cell.strip().lower() for cell in cells}
+    return not columns or names == {column.lower() for column in columns}
 
 
 def _checked_header(cells: list[str], where: str) -> list[str]:

@@ -160,6 +160,12 @@ class EvalError(LlmtunerError):
     exit_code = 3
 
 
+class ScoreError(LlmtunerError):
+    """A score is lower than the user allows."""
+
+    exit_code = 9
+
+
 class MissingExtraError(ConfigError):
     """An optional library is needed and not installed."""
 
