@@ -21,6 +21,7 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
     "quant": ["bitsandbytes>=0.49"],
     "demo": ["gguf>=0.17"],
+    "metrics": ["sacrebleu>=2.5", "rouge-score>=0.1.2", "rjieba>=0.1.13"],
     "trl": ["trl>=1.0"],
     "tensorboard": ["tensorboard>=2.18"],
     "wandb": ["wandb>=0.19"],

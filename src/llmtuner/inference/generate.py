@@ -1,6 +1,7 @@
 """Text from a model: prompts in, only the newly written text out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
@@ -47,7 +48,21 @@ def generation_config(
     return GenerationConfig(**values)
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote after one prompt.
+
+    Attributes:
+        text: without the prompt.
+        num_tokens: tokens written, the one that ends the answer too.
+        is_finished: the model ended it; otherwise it ran out of room.
+    """
+
+    text: str
+    num_tokens: int
+    is_finished: bool
+
+
 def generate_texts(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -56,6 +71,22 @@ def generate_texts(
     config: GenerationConfig,
     skip_special_tokens: bool = True,
 ) -> list[str]:
+    """Return the new text of each prompt, in order; see `generate_answers`."""
+    answers = generate_answers(
+        model, tokenizer, prompts, config=config, skip_special_tokens=skip_special_tokens
+    )
+    return [answer.text for answer in answers]
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    config: GenerationConfig,
+    skip_special_tokens: bool = True,
+) -> list[Answer]:
     """Answer one batch of prompts.
 
     Args:
@@ -66,7 +97,7 @@ def generate_texts(
         skip_special_tokens: leave stop tokens and the like out of the text.
 
     Returns:
-        The new text of each prompt, in order; the prompt itself is not in it.
+        What was written after each prompt, in order; the prompt itself is not in it.
     """
     longest = max(len(prompt) for prompt in prompts)
     pad_id = config.pad_token_id or 0
@@ -83,4 +114,15 @@ def generate_texts(
             attention_mask=mask.to(device),
             generation_config=config,
         )
-    return tokenizer.batch_decode(output[:, longest:], skip_special_tokens=skip_special_tokens)
+    written = output[:, longest:]
+    texts = tokenizer.batch_decode(written, skip_special_tokens=skip_special_tokens)
+    lengths = [_length(ids, config) for ids in written.tolist()]
+    return [Answer(text, *length) for text, length in zip(texts, lengths, strict=True)]
+
+
+def _length(ids: Sequence[int], config: GenerationConfig) -> tuple[int, bool]:
+    """Return the tokens up to the one that ends an answer, and whether there is one."""
+    ends = config.eos_token_id
+    stops = {ends} if isinstance(ends, int) else set(ends or ())
+    end = next((number for number, token in enumerate(ids) if token in stops), None)
+    return (len(ids), False) if end is None else (end + 1, True)

@@ -1,17 +1,22 @@
 """What every stage does with a prepared run: train, evaluate, predict, save, report."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
+from llmtuner.data.questions import QuestionSet
 from llmtuner.extras.dist import barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
+from llmtuner.train.answer_journal import discard_journals
 from llmtuner.train.checkpoint import read_manifest
 from llmtuner.train.companions import check_companions
 from llmtuner.train.output import clear_results
+from llmtuner.train.plan.record import add_actual
 from llmtuner.train.plots import plot_losses
-from llmtuner.train.predict import predictions_file
+from llmtuner.train.predict import predictions_file, summarise
 from llmtuner.train.prepare import Run
 from llmtuner.train.push import push_result
 from llmtuner.train.report import RunReport, write_model_card, write_results
@@ -19,8 +24,13 @@ from llmtuner.train.report import RunReport, write_model_card, write_results
 logger = get_logger(__name__)
 
 
-def execute(run: Run) -> RunReport:
-    """Train and evaluate as asked, save the result, and write everything down."""
+def execute(run: Run, questions: Mapping[str, QuestionSet] = MappingProxyType({})) -> RunReport:
+    """Train, evaluate and predict as asked, save the result, and write everything down.
+
+    Args:
+        run: what the stage has prepared.
+        questions: what to predict, by the names of the evaluation sets.
+    """
     config, trainer = run.config, run.trainer
     barrier()  # every rank has looked at the output folder before rank 0 changes it
     if _is_main():
@@ -36,11 +46,12 @@ def execute(run: Run) -> RunReport:
         if _is_main():
             write_results(run.start.output_dir, "eval", results)
     if config.train.do_predict:
-        metrics |= _predict(run)
+        metrics |= _predict(run, questions)
     for tracker in run.trackers:
         tracker.close()
     seconds = round(time.monotonic() - run.started, 3)
-    report = replace(run.report, status="finished", metrics=metrics, wall_time_s=seconds)
+    plan = add_actual(run.report.plan, run.clock, device_type=trainer.args.device.type)
+    report = replace(run.report, status="finished", plan=plan, metrics=metrics, wall_time_s=seconds)
     if _is_main():
         if config.finetuning.plot_loss:
             plot_losses(trainer.state.log_history, run.start.output_dir)
@@ -88,20 +99,21 @@ def _last_evaluation(run: Run) -> dict[str, Any] | None:
     return None
 
 
-def _predict(run: Run) -> dict[str, Any]:
-    started = time.monotonic()
-    count = sum(
-        run.predict(dataset, path=predictions_file(run.start.output_dir, name))
-        for name, dataset in run.trainer.data.evals.items()
-    )
-    seconds = time.monotonic() - started
-    results = {
-        "predict_samples": count,
-        "predict_runtime": round(seconds, 4),
-        "predict_samples_per_second": round(count / seconds, 3),
+def _predict(run: Run, questions: Mapping[str, QuestionSet]) -> dict[str, Any]:
+    output_dir = run.start.output_dir
+    sets = {
+        name: run.predict(
+            asked,
+            path=predictions_file(output_dir, name),
+            seed=run.config.train.seed,
+            number_type=run.report.model["precision"],
+        )
+        for name, asked in questions.items()
     }
+    results = summarise(sets)
     if _is_main():
-        write_results(run.start.output_dir, "predict", results)
+        write_results(output_dir, "predict", results)
+        discard_journals(output_dir)
     return results
 
 

@@ -17,7 +17,6 @@ from llmtuner.hparams.parser import parse
 from llmtuner.train.companions import write_companions
 from llmtuner.train.optimizer import build_optimizer
 from llmtuner.train.plots import plot_losses
-from llmtuner.train.predict import split_sample
 from llmtuner.train.report import (
     RunReport,
     begin_report,
@@ -156,26 +155,6 @@ def test_a_model_card_of_a_full_model_without_results_has_no_table(tmp_path: Pat
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "library_name: transformers" in card
     assert "|" not in card
-
-
-# ---- prediction ----
-
-
-@pytest.mark.parametrize(
-    ("labels", "prompt", "label"),
-    [
-        ([-100, -100, 3, 4], [1, 2], [3, 4]),
-        ([-100, 2, -100, 4], [1, 2, 3], [4]),
-        ([-100, 2, 3, -100], [1], [2, 3]),
-        ([1, 2, 3, 4], [], [1, 2, 3, 4]),
-        ([-100, -100, -100, -100], [], []),
-        ([-100, -100, -100, 4], [1, 2, 3], [4]),
-    ],
-)
-def test_the_last_trained_span_is_the_answer_and_all_before_it_the_prompt(
-    labels: list[int], prompt: list[int], label: list[int]
-) -> None:
-    assert split_sample([1, 2, 3, 4], labels) == (prompt, label)
 
 
 # ---- companions ----

@@ -4,6 +4,11 @@ from collections.abc import Sequence
 
 from llmtuner.cli.options import parse_or_help
 
+_SHOWN = (
+    *("train_loss", "eval_loss", "eval_perplexity"),
+    *("predict_bleu-4", "predict_rouge-1", "predict_rouge-2", "predict_rouge-l"),
+)
+
 
 def run(argv: Sequence[str]) -> int:
     """Parse, train, and say where the results are."""
@@ -15,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     report = STAGES.get(config.finetuning.stage)(config)
     if report.status == "finished":
         print(f"Done in {report.wall_time_s:.0f} s. Everything is in {report.output_dir}")
-        for name in ("train_loss", "eval_loss", "eval_perplexity"):
+        for name in _SHOWN:
             if name in report.metrics:
                 print(f"  {name}: {report.metrics[name]:.4f}")
     return 0

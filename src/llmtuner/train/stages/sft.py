@@ -2,11 +2,14 @@
 
 from llmtuner.data.build import build_datasets
 from llmtuner.data.encoders.sft import build_encoder
+from llmtuner.data.questions import load_question_sets
 from llmtuner.data.verify import verify_datasets
+from llmtuner.eval.metrics import check_libraries
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
 from llmtuner.train.output import check_output_dir
+from llmtuner.train.predict import plan_room
 from llmtuner.train.prepare import prepare_run
 from llmtuner.train.report import RunReport, tokenized_report
 from llmtuner.train.workflow import execute
@@ -20,6 +23,10 @@ def run(config: RunConfig) -> RunReport:
             where="--do_predict",
             fix="predict in a run of its own, without --train_on_prompt",
         )
+    room = None
+    if config.train.do_predict:
+        check_libraries()  # before hours of training, not behind them
+        config, room = plan_room(config)
     start = check_output_dir(config.train)
     tokenizer = load_tokenizer(config.model)
     encode = build_encoder(config.data, tokenizer)
@@ -40,6 +47,9 @@ def run(config: RunConfig) -> RunReport:
     )
     if data.saved_to is not None:
         return tokenized_report(config, data)
+    questions = {}
+    if config.train.do_predict:
+        questions = load_question_sets(config.data, encode, evals=data.evals, room=room)
     prepared = prepare_run(
         config,
         start=start,
@@ -48,4 +58,4 @@ def run(config: RunConfig) -> RunReport:
         stop_ids=encode.template.stop_ids,
         contract=contract,
     )
-    return execute(prepared)
+    return execute(prepared, questions)
