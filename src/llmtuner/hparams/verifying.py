@@ -13,5 +13,5 @@ class VerifyingArgs:
         False, "Load the result, compare it with base and adapters, and fail on a difference."
     )
     verify_samples: int = arg(
-        8, "Prompts to compare on: rows of dataset, else built-in ones.", unit="rows", low=1
+        4, "Prompts to compare on: rows of dataset, else built-in ones.", unit="rows", low=1
     )
