@@ -204,7 +204,8 @@ def probe_ends(
 def _check_start(front: str, longer: str, prober: Prober) -> None:
     bos = prober.variables.get("bos_token")
     # Where BOS begins every turn too (ChatML), the first turn may follow a BOS of the text.
-    num_fine = 2 if bos and bos in longer else 1
+    begins_turns = bos and bos in longer and bos != prober.variables.get("eos_token")
+    num_fine = 2 if begins_turns else 1
     if bos and front.lstrip().startswith((num_fine + 1) * bos):
         raise TemplateError(
             f"{prober.label} writes the token that begins a text twice.",
