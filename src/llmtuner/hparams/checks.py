@@ -277,6 +277,7 @@ def _folder(name: str, path: str) -> Iterator[Problem]:
 _Check = Callable[[RunConfig], Iterator[Problem]]
 _CHECKS: Mapping[str, tuple[_Check, ...]] = {
     "train": (_model, _output_is_no_input, _quantization, _job, _precision, _data, _evaluation),
+    "plan": (_model, _quantization, _training_rows, _precision, _data, _evaluation),
     "selfcheck": (_model, _quantization, _training_rows, _selfcheck, _data),
     "export": (_model, _export),
     "chat": (_model, _quantization),

@@ -13,7 +13,7 @@ TRACKERS = ("wandb", "swanlab", "tensorboard")
 
 HELD_OUT_RATIO = 0.1
 
-_TRAINING = ("train", "selfcheck")
+_TRAINING = ("train", "selfcheck", "plan")
 """Commands whose settings are those of a training run."""
 
 

@@ -22,28 +22,23 @@ from llmtuner.data.collate import FlatCollator, PaddedCollator
 from llmtuner.data.verify import Contract
 from llmtuner.extras.dist import agree
 from llmtuner.extras.logs import get_logger
-from llmtuner.extras.seed import seed_everything
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.adapters import write_base_record
-from llmtuner.model.attention import pick_attention, uses_flat_batches
-from llmtuner.model.gradient_checkpointing import (
-    enable_gradient_checkpointing,
-    pick_gradient_checkpointing,
-)
+from llmtuner.model.attention import uses_flat_batches
 from llmtuner.model.hub import locate_model
-from llmtuner.model.load import load_config
-from llmtuner.model.methods import METHODS
 from llmtuner.model.methods.lora import split_adapters
-from llmtuner.model.parameters import log_parameters, trainable_report
+from llmtuner.model.parameters import trainable_report
 from llmtuner.model.precision import Precision
 from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
 from llmtuner.train.checkpoint import CheckpointStore, check_identity
 from llmtuner.train.companions import write_companions
 from llmtuner.train.hf_args import to_hf_args, to_precision
+from llmtuner.train.loading import choose_attention, load_for_run
 from llmtuner.train.loggers import LOGGERS
 from llmtuner.train.neftune import NeftuneNoise
 from llmtuner.train.optimizer import build_optimizer
 from llmtuner.train.output import Start
+from llmtuner.train.plan.record import StepClock, predict_run
 from llmtuner.train.predict import write_predictions
 from llmtuner.train.report import RunReport, begin_report
 from llmtuner.train.trainer import LlmTrainer, TrainData
@@ -59,6 +54,7 @@ class Run:
         config: the resolved settings.
         trainer: ready to train, evaluate and save.
         trackers: closed at the end.
+        clock: measures the steps.
         predict: answers the prompts of a data set into the file `path`; returns their number.
         start: where training begins.
         report: what is known so far.
@@ -68,6 +64,7 @@ class Run:
     config: RunConfig
     trainer: LlmTrainer
     trackers: Sequence[TrackerCallback]
+    clock: StepClock
     predict: Callable[..., int]
     start: Start
     report: RunReport
@@ -95,6 +92,7 @@ def prepare_run(
     """
     started = time.monotonic()
     precision = to_precision(config)
+    plan = predict_run(config, data=data, tokenizer=tokenizer, precision=precision)
     hf_args = to_hf_args(config, precision)  # before any weights: ZeRO-3 shards them while loading
     run_id = agree(start.run_id or uuid.uuid4().hex[:12])
     identity = _identity(config, hf_args, data)
@@ -126,7 +124,7 @@ def prepare_run(
         batch_size=config.train.per_device_eval_batch_size,
         precision=precision.autocast(hf_args.device.type),
     )
-    trackers = _trackers(config, start.output_dir)
+    trackers, clock = _trackers(config, start.output_dir), StepClock()
     trainer = LlmTrainer(
         model=model,
         args=hf_args,
@@ -137,7 +135,7 @@ def prepare_run(
         shuffle=not config.finetuning.disable_shuffling,
         with_accuracy=config.finetuning.compute_accuracy,
         noise=_noise(config, model),
-        callbacks=[*_callbacks(config, start.output_dir), *trackers],
+        callbacks=[*_callbacks(config, start.output_dir), clock, *trackers],
     )
     report = replace(
         begin_report(config, run_id=run_id),
@@ -145,8 +143,9 @@ def prepare_run(
         audit=data.audit,
         contract=contract.to_dict() if contract else {},
         model=_describe(model, hf_args, precision, attention),
+        plan=plan,
     )
-    return Run(config, trainer, trackers, predict, start, report, started)
+    return Run(config, trainer, trackers, clock, predict, start, report, started)
 
 
 def _describe(
@@ -176,42 +175,6 @@ def _describe(
         "world_size": ranks,
         "effective_batch_size": batch * passes * ranks,
     }
-
-
-def choose_attention(config: RunConfig, device_type: str) -> str:
-    """Return transformers' `attn_implementation` for training this model on this device."""
-    model_config = load_config(config.model, max_tokens=config.data.cutoff_len)
-    return pick_attention(config.model.flash_attn, device_type, config=model_config)
-
-
-def load_for_run(
-    config: RunConfig,
-    *,
-    device_type: str,
-    precision: Precision,
-    attention: str,
-    tokenizer: PreTrainedTokenizerBase,
-) -> PreTrainedModel | PeftModel:
-    """Return the model, ready to train; the same one every time for the same seed."""
-    load_for_training = METHODS.get(config.finetuning.finetuning_type)
-    seed_everything(config.train.seed)  # adapters and new vocabulary rows start at random
-    model = load_for_training(
-        config.model,
-        config.method,
-        precision=precision,
-        attention=attention,
-        tokenizer=tokenizer,
-        max_tokens=config.data.cutoff_len,
-    )
-    choice = pick_gradient_checkpointing(
-        config.model, asked=config.train.gradient_checkpointing, device_type=device_type
-    )
-    logger.info("Gradient checkpointing %s: %s.", "on" if choice.enabled else "off", choice.reason)
-    if choice.enabled:
-        enable_gradient_checkpointing(model, use_reentrant=config.model.use_reentrant_gc)
-    if config.model.print_param_status:
-        log_parameters(model)
-    return model
 
 
 def _companions(

@@ -24,6 +24,9 @@ _LIBRARIES = (
     "datasets",
     "deepspeed",
     "bitsandbytes",
+    "sacrebleu",
+    "rouge-score",
+    "rjieba",
 )
 
 
@@ -41,6 +44,7 @@ class RunReport:
         audit: what is the matter with the rows, per data set; empty without an audit.
         contract: what was proved between training and serving; empty where there are no prompts.
         model: parameters, precision, attention.
+        plan: what the run was foretold to need, and what it took.
         metrics: all results.
         versions: of Python and the libraries that were used.
         started: local time, ISO 8601.
@@ -56,6 +60,7 @@ class RunReport:
     audit: Mapping[str, Any] = field(default_factory=dict)
     contract: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     started: str = ""

@@ -17,6 +17,7 @@ import torch
 from llmtuner.extras.errors import LayoutError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
+from llmtuner.train.quiet import quiet_loading
 from llmtuner.train.selfcheck_compare import (
     MAX_LOSS_DIFFERENCE,
     MAX_NORM_DIFFERENCE,
@@ -28,7 +29,6 @@ from llmtuner.train.selfcheck_layouts import (
     CheckTask,
     load_samples,
     quiet_config,
-    quiet_loading,
     run_layout,
     takes_flat_batches,
 )

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
 )
-from transformers.utils import logging as hf_logging
 
 from llmtuner.data.batches import StepBatches
 from llmtuner.data.build import build_datasets
@@ -25,7 +23,7 @@ from llmtuner.data.encoders import ENCODERS
 from llmtuner.data.packing import pack
 from llmtuner.extras.errors import DataError
 from llmtuner.extras.files import read_json, write_json
-from llmtuner.extras.logs import get_logger, only_warnings
+from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
 from llmtuner.hparams.training import TrainArgs
 from llmtuner.model.attention import pick_padded_attention, uses_flat_batches
@@ -34,8 +32,9 @@ from llmtuner.model.precision import Precision
 from llmtuner.model.tokenizer import load_tokenizer
 from llmtuner.train.checkpoint import CheckpointStore
 from llmtuner.train.hf_args import to_hf_args
+from llmtuner.train.loading import choose_attention, load_for_run
 from llmtuner.train.optimizer import build_optimizer
-from llmtuner.train.prepare import choose_attention, choose_collator, load_for_run
+from llmtuner.train.prepare import choose_collator
 from llmtuner.train.selfcheck_compare import GradientProbe, StepResult
 from llmtuner.train.trainer import LlmTrainer, TrainData
 
@@ -133,19 +132,6 @@ def quiet_config(config: RunConfig, folder: Path) -> RunConfig:
     flash_attn = "off" if config.model.flash_attn == "off" else "sdpa"  # FlashAttention has no fp32
     model = replace(config.model, flash_attn=flash_attn, print_param_status=False)
     return replace(config, train=quiet, data=data, model=model)
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Load a model for the second time: without its messages and progress bars."""
-    has_bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with only_warnings():
-            yield
-    finally:
-        if has_bars:
-            hf_logging.enable_progress_bar()
 
 
 def load_samples(config: RunConfig) -> Samples:

@@ -13,12 +13,12 @@ from llmtuner.extras.env import become_process
 from llmtuner.extras.errors import DistributedError, LlmtunerError
 from llmtuner.extras.files import read_json, write_json, write_text
 from llmtuner.extras.logs import set_up_logs
+from llmtuner.train.quiet import quiet_loading
 from llmtuner.train.selfcheck_compare import StepResult, TensorDifference
 from llmtuner.train.selfcheck_layouts import (
     CheckLayout,
     CheckTask,
     load_samples,
-    quiet_loading,
     run_layout,
 )
 

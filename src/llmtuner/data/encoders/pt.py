@@ -12,6 +12,10 @@ from llmtuner.data.tokenizer_digest import tokenizer_digest
 from llmtuner.hparams.data import DataArgs
 
 
+PACKS_BY_DEFAULT = True
+"""What `packing` means where it is not given."""
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """Tokenises documents.

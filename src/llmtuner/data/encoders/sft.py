@@ -13,6 +13,10 @@ from llmtuner.data.tokenizer_digest import tokenizer_digest
 from llmtuner.hparams.data import DataArgs
 
 
+PACKS_BY_DEFAULT = False
+"""What `packing` means where it is not given."""
+
+
 @dataclass(frozen=True)
 class ConversationEncoder:
     """Renders, proves and tokenises conversations.
