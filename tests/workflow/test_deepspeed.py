@@ -117,6 +117,7 @@ def test_evaluation_alone_under_a_launcher(
     pytest.importorskip("deepspeed")
     common = [
         "src/train_bash.py", "--do_eval", "--do_predict", "--max_new_tokens", "2", "--no_bf16",
+        "--per_device_eval_batch_size", "5",
         "--model_name_or_path", str(model_dir), "--dataset_dir", str(data_dir), "--dataset", "qa",
     ]  # fmt: skip
     single, double = tmp_path / "single", tmp_path / "double"
@@ -129,5 +130,10 @@ def test_evaluation_alone_under_a_launcher(
         for folder in (single, double)
     ]
     assert seen[1] == pytest.approx(seen[0], rel=1e-5)
-    predictions = (double / "generated_predictions.jsonl").read_text("utf-8").splitlines()
-    assert len(predictions) == 24
+    predictions = [
+        (folder / "generated_predictions.jsonl").read_text("utf-8").splitlines()
+        for folder in (single, double)
+    ]
+    assert len(predictions[0]) == 24
+    assert predictions[1] == predictions[0], "each batch has its own seed, whoever answers it"
+    assert not list(double.glob("*.partial*"))
