@@ -8,13 +8,14 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from llmtuner.eval.benchmark import SPLITS, Benchmark
+from llmtuner.eval.benchmarks import BENCHMARKS
 from llmtuner.extras.errors import EvalError
 
 _SUFFIXES = (".csv", ".parquet", ".jsonl", ".json")
@@ -45,12 +46,12 @@ class Layout:
     Attributes:
         root: the folder or zip file.
         members: split -> subject -> names below the root, in order.
-        mapping: the subject map beside the files, if there is one.
+        mapping: the subject map in or beside it, if there is one: its name and its JSON.
     """
 
     root: Path
     members: Mapping[str, Mapping[str, tuple[str, ...]]]
-    mapping: Path | None
+    mapping: tuple[str, bytes] | None
 
 
 def find_layout(benchmark: Benchmark, task_dir: Path) -> Layout:
@@ -64,12 +65,10 @@ def find_layout(benchmark: Benchmark, task_dir: Path) -> Layout:
     candidates = [task_dir] if task_dir.suffix == ".zip" else []
     candidates += [folder, folder / f"{name}.zip", task_dir / f"{name}.zip", task_dir]
     for root in candidates:
-        members = _members(root, max_depth=_MAX_DEPTH if root != task_dir else 2)
+        others = BENCHMARKS.names() if root == task_dir else ()  # which may lie side by side
+        members = _members(root, max_depth=1 if others else _MAX_DEPTH, not_in=others)
         if members:
-            places = (root / "mapping.json", root.with_name(f"{name}_mapping.json"))
-            others = (root.with_name("mapping.json"), folder / "mapping.json")
-            mappings = [place for place in (*places, *others) if place.is_file()]
-            return Layout(root, members, mappings[0] if mappings else None)
+            return Layout(root, members, _mapping(root, folder, name))
     raise EvalError(
         f"The files of the benchmark {name} are not there.",
         where=f"--task_dir {task_dir}",
@@ -128,11 +127,25 @@ def split_and_subject(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _members(root: Path, *, max_depth: int) -> dict[str, dict[str, tuple[str, ...]]]:
+def _mapping(root: Path, folder: Path, name: str) -> tuple[str, bytes] | None:
+    if root.is_file() and "mapping.json" in _names(root):
+        with zipfile.ZipFile(root) as archive:
+            return f"{root}/mapping.json", archive.read("mapping.json")
+    beside = (root.with_name(f"{name}_mapping.json"), root.with_name("mapping.json"))
+    for place in (root / "mapping.json", *beside, folder / "mapping.json"):
+        if place.is_file():
+            return str(place), place.read_bytes()
+    return None
+
+
+def _members(
+    root: Path, *, max_depth: int, not_in: Sequence[str] = ()
+) -> dict[str, dict[str, tuple[str, ...]]]:
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for name in sorted(_names(root)):
         place = split_and_subject(name)
-        if place is None or len(PurePosixPath(name).parts) > max_depth + 1:
+        folders = PurePosixPath(name).parts[:-1]
+        if place is None or len(folders) > max_depth or {*folders}.intersection(not_in):
             continue
         split, subject = place
         earlier = found.setdefault(split, {}).get(subject, ())

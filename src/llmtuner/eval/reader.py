@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtuner.data.template import Template, load_template
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
+from llmtuner.model.context import context_tokens
 from llmtuner.model.inference import load_for_inference
 from llmtuner.model.tokenizer import load_tokenizer
 
@@ -34,9 +35,7 @@ class Reader:
     @property
     def limit(self) -> int | None:
         """The longest text that the model can read, in tokens; None where its config is silent."""
-        text = self.model.config.get_text_config().to_dict()
-        limit = text.get("max_position_embeddings") or text.get("n_positions")
-        return int(limit) if limit else None
+        return context_tokens(self.model.config)
 
 
 def load_reader(config: RunConfig) -> Reader:

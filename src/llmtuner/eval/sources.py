@@ -1,5 +1,6 @@
 """Questions from benchmark files, read strictly: every cell is text, and errors name the line."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import JSONDecodeError
@@ -13,7 +14,7 @@ from llmtuner.data.tables import read_csv
 from llmtuner.eval.benchmark import CATEGORIES, Benchmark, Question, Subject
 from llmtuner.eval.files import Layout, TableFile, find_layout, opened
 from llmtuner.extras.errors import DataError, EvalError, nearest
-from llmtuner.extras.files import read_json, sha256_of
+from llmtuner.extras.files import sha256_of
 from llmtuner.extras.logs import get_logger
 
 logger = get_logger(__name__)
@@ -250,10 +251,10 @@ def _subjects(benchmark: Benchmark, layout: Layout) -> dict[str, Subject]:
     """Return the subjects by key, from the map beside the files or from the benchmark."""
     if layout.mapping is None:
         return dict(benchmark.subjects)
-    where = str(layout.mapping)
+    where, data = layout.mapping
     try:
-        table = read_json(layout.mapping)
-    except (JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        table = json.loads(data.decode("utf-8-sig"))
+    except (JSONDecodeError, UnicodeDecodeError) as error:
         problem = f"The subject map cannot be read: {error}."
         raise EvalError(problem, where=where, fix="repair or remove it") from None
     if not isinstance(table, dict):
