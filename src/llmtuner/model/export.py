@@ -19,6 +19,7 @@ from llmtuner.hparams.export import ExportArgs
 from llmtuner.hparams.model import ModelArgs
 from llmtuner.model.adapters import check_records, locate_adapters
 from llmtuner.model.hub import locate_model
+from llmtuner.model.modelfile import write_modelfile
 from llmtuner.model.streaming.base_files import BaseFiles, read_base
 from llmtuner.model.streaming.numbers import DTYPE_NAMES, STORED, STORED_NAMES
 from llmtuner.model.streaming.plan import MergePlan, plan_merge
@@ -29,6 +30,7 @@ from llmtuner.model.streaming.texts import (
     tokenizer_folder,
     write_config,
 )
+from llmtuner.model.weights import weight_files
 
 logger = get_logger(__name__)
 
@@ -108,7 +110,7 @@ def export_model(
     dtype = wanted or base.main_dtype
 
     def write(folder: Path) -> list[Path]:
-        files = write_shards(folder, outputs, shard_bytes=export_args.export_size * 10**9)
+        write_shards(folder, outputs, shard_bytes=export_args.export_size * 10**9)
         write_config(
             folder,
             base,
@@ -124,9 +126,10 @@ def export_model(
             template_text=texts.template_text,
             stop_ids=texts.stop_ids,
         )
+        write_modelfile(folder)
         if finish is not None:
             finish(folder)
-        return files
+        return weight_files(folder)
 
     _check_space(target, sum(output.num_bytes for output in outputs))
     sizes = _stage(target, write)

@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-from llmtuner.extras.errors import StorageError
 from llmtuner.hparams.training import TrainArgs
+from llmtuner.model.upload import upload_folder
 
 # Other folders of a run are for going on with it here, not for using the result.
-_KEPT_AT_HOME = ["checkpoint-*", ".staging-*", "logs/*", "merged/*", "*.lock"]
+_KEPT_AT_HOME = ("checkpoint-*", ".staging-*", "logs/*", "merged/*", "*.lock")
 
 
 def push_result(output_dir: Path, train: TrainArgs) -> str:
@@ -18,21 +15,12 @@ def push_result(output_dir: Path, train: TrainArgs) -> str:
     Raises:
         StorageError: the hub cannot be reached or refuses; the result on disk is whole.
     """
-    api = HfApi(token=train.hub_token)
-    name = train.hub_model_id or output_dir.name
     private = train.other.get("hub_private_repo")
-    try:
-        repository = api.create_repo(
-            name, private=True if private is None else bool(private), exist_ok=True
-        )
-        api.upload_folder(
-            repo_id=repository.repo_id, folder_path=output_dir, ignore_patterns=_KEPT_AT_HOME
-        )
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise StorageError(
-            f"Trained and saved, but the upload failed: {reason}",
-            where=f"--hub_model_id {name}",
-            fix=f"upload the folder {output_dir} when the hub can be reached",
-        ) from error
-    return str(repository)
+    return upload_folder(
+        output_dir,
+        train.hub_model_id or output_dir.name,
+        token=train.hub_token,
+        private=True if private is None else bool(private),
+        left_out=_KEPT_AT_HOME,
+        where="hub_model_id",
+    )

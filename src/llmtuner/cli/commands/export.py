@@ -20,17 +20,42 @@ def run(argv: Sequence[str]) -> int:
     calm_blas()  # before numpy is imported
     from llmtuner.model.export import export_model
 
+    if config.export.export_quantization_bit is not None:
+        from llmtuner.inference.quantise_export import check_can_quantise
+
+        check_can_quantise(config.export)
     report = export_model(
         config.model,
         config.export,
         texts=_texts(config),
-        finish=(lambda folder: _verify(folder, config)) if config.verifying.verify else None,
+        finish=lambda folder: _finish(folder, config),
     )
     print(
         f"Exported {report.num_parameters:,} parameters in {report.dtype} "
         f"({report.num_bytes / 1e6:.0f} MB in {report.num_files} files) to {report.export_dir}"
     )
+    if config.export.export_hub_model_id is not None:
+        from llmtuner.model.upload import upload_folder
+
+        address = upload_folder(
+            report.export_dir,
+            config.export.export_hub_model_id,
+            token=config.model.hf_hub_token,
+            private=config.export.export_hub_private,
+            where="export_hub_model_id",
+        )
+        print(f"Uploaded to {address}")
     return 0
+
+
+def _finish(folder: Path, config: "RunConfig") -> None:
+    """Do what needs the slow libraries, while the folder does not have its name yet."""
+    if config.verifying.verify:
+        _verify(folder, config)
+    if config.export.export_quantization_bit is not None:
+        from llmtuner.inference.quantise_export import quantise_export
+
+        quantise_export(folder, config.export, config.data)
 
 
 def _texts(config: "RunConfig") -> "ExportTexts":
