@@ -1,0 +1,283 @@
+"""The parts of a plan: workload, sizes, advice, disk, machine, record."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import samples, tiny_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmtuner.data.build import BuiltData
+from llmtuner.hparams.parser import parse
+from llmtuner.model.attention import VARLEN
+from llmtuner.model.precision import Precision
+from llmtuner.train.plan import machine
+from llmtuner.train.plan.advice import advise
+from llmtuner.train.plan.disk import disk_of
+from llmtuner.train.plan.memory import Memory, Situation, estimate, sizes_of
+from llmtuner.train.plan.probe import _correct
+from llmtuner.train.plan.record import StepClock, add_actual, predict_run
+from llmtuner.train.plan.workload import lengths_of, work_of
+
+FP32 = Precision("fp32", pure=False, reason="test")
+LENGTHS = (4, 9, 5, 30, 8, 7, 6)
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    ends = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, **heads, **ends)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def configure(model_dir: Path, tmp_path: Path):
+    def run(*words: str):
+        fixed = ("--model_name_or_path", str(model_dir), "--dataset", "x", "--no_bf16")
+        return parse("plan", [*fixed, "--output_dir", str(tmp_path / "new" / "out"), *words])
+
+    return run
+
+
+def data_of(lengths=LENGTHS, evals=()) -> BuiltData:
+    return BuiltData(samples(lengths), {"": samples(evals)} if evals else {}, None, {})
+
+
+def situation_of(config) -> Situation:
+    return Situation(config, tiny_tokenizer(), FP32, VARLEN, "cpu", 1)
+
+
+def workload_of(config, data: BuiltData | None = None, **weights: float):
+    work = work_of(config, data or data_of(), world_size=1, is_packed=False)
+    return work.workload(**{"token_weight": 1.0, "kept_weight": 0.0, **weights})
+
+
+# ---- workload ----
+
+
+def test_lengths_are_counted_as_the_collator_does():
+    rows = samples(LENGTHS).select([3, 0, 5])
+    found = lengths_of(rows)
+    kept = [sum(label != -100 for label in row["labels"][1:]) for row in rows]
+    assert found.tokens.tolist() == [30, 4, 7]
+    assert found.kept.tolist() == kept
+    assert found.cut(6).tokens.tolist() == [6, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "passes"),
+    [
+        ("--per_device_train_batch_size 2 --num_train_epochs 2", 8, 1),
+        ("--per_device_train_batch_size 2 --gradient_accumulation_steps 2", 6, 2),
+        ("--per_device_train_batch_size 2 --max_steps 5", 5, 1),
+        ("--per_device_train_batch_size 4 --num_train_epochs 0.5", 1, 1),
+    ],
+)
+def test_steps(configure, words, steps, passes):
+    found = workload_of(configure(*words.split()))
+    assert (found.steps, found.micro_batches) == (steps, passes)
+    assert (found.samples, found.tokens) == (7, sum(LENGTHS))
+
+
+def test_the_largest_micro_batch_is_one_that_the_run_has(configure):
+    found = workload_of(configure("--per_device_train_batch_size", "2", "--disable_shuffling"))
+    assert found.largest.lengths == (5, 30)
+    by_head = workload_of(configure("--per_device_train_batch_size", "1"), kept_weight=1e6)
+    assert by_head.largest.num_kept == max(lengths_of(samples(LENGTHS)).kept)
+    few = workload_of(
+        configure("--per_device_train_batch_size", "1", "--max_steps", "1", "--disable_shuffling")
+    )
+    assert few.largest.lengths == (4,)
+
+
+def test_evaluation_counts_when_it_is_asked_for(configure):
+    data = data_of(evals=(3, 20, 21))
+    words = ("--per_device_eval_batch_size", "2")
+    assert workload_of(configure(*words), data).largest_eval is None
+    asked = workload_of(configure(*words, "--do_eval", "--val_size", "0.1"), data)
+    assert asked.largest_eval.lengths == (3, 20)
+
+
+def test_a_stream_is_planned_for_full_batches(configure):
+    config = configure(
+        *("--streaming", "--max_steps", "7", "--cutoff_len", "32"),
+        *("--per_device_train_batch_size", "3"),
+    )
+    found = workload_of(config, replace(data_of(), train=None))
+    assert (found.samples, found.steps, found.largest.lengths) == (None, 7, (32, 32, 32))
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize(
+    ("optim", "states"),
+    [("adamw_torch", 2), ("sgd", 0), ("adafactor", 0.01), ("lion_32bit", 1), ("adamw_8bit", 0.5)],
+)
+def test_optimizer_states(configure, optim, states):
+    situation = situation_of(configure("--finetuning_type", "full", "--optim", optim))
+    sizes = sizes_of(situation, situation.build())
+    numbers = sum(p.numel() for p in situation.build().parameters())
+    assert sizes.weights == sizes.gradients == sizes.saved == 4 * numbers
+    assert sizes.optimizer == pytest.approx(4 * numbers * states)
+    assert (sizes.parameters.trainable, sizes.parameters.total) == (numbers, numbers)
+
+
+def test_zero_spreads_what_it_says(configure, tmp_path):
+    whole = situation_of(configure("--finetuning_type", "full"))
+    alone = sizes_of(whole, whole.build())
+    for stage, names in {1: ["optimizer"], 2: ["optimizer", "gradients"]}.items():
+        file = tmp_path / "ds.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        config = configure("--finetuning_type", "full", "--deepspeed", str(file))
+        found = replace(situation_of(config), world_size=4)
+        sizes = vars(sizes_of(found, found.build()))
+        for name in ("weights", "gradients", "optimizer"):
+            assert sizes[name] == vars(alone)[name] / (4 if name in names else 1)
+
+
+def test_quantised_weights_are_counted_in_full_and_held_packed(configure):
+    config = configure("--quantization_bit", "4")
+    situation = situation_of(config)
+    plain = situation_of(replace(config, model=replace(config.model, quantization_bit=None)))
+    packed, whole = (sizes_of(s, s.build()) for s in (situation, plain))
+    assert packed.parameters == whole.parameters
+    assert packed.weights < 0.8 * whole.weights
+
+
+def test_the_peak_is_the_worst_of_loading_training_and_evaluating(configure):
+    config = configure("--finetuning_type", "full", "--do_eval", "--val_size", "0.1")
+    data = data_of(evals=(60,) * 40)
+    memory, _, sizes = estimate(situation_of(config), workload_of(config, data), baseline=1000.0)
+    assert memory.train_peak >= 1000 + sizes.weights + sizes.optimizer + sizes.gradients
+    assert memory.load_peak > 1000 + sizes.weights
+    assert memory.peak == max(memory.load_peak, memory.train_peak, memory.eval_peak)
+    moved = memory.with_baseline(3000.0)
+    assert moved.peak == memory.peak + 2000
+    assert Memory(**vars(memory)).to_dict()["peak_bytes"] == round(memory.peak)
+
+
+# ---- advice ----
+
+
+def test_advice_goes_from_harmless_to_harmful(configure):
+    config = configure(
+        *("--finetuning_type", "full", "--per_device_train_batch_size", "6"),
+        *("--cutoff_len", "512"),
+    )
+    changes = advise(config, limit_bytes=0, peak_of=lambda changed: 1.0)
+    assert [change.flags for change in changes] == [
+        "--per_device_train_batch_size 3 --gradient_accumulation_steps 2",
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 6",
+        "--gradient_checkpointing",
+        "--cutoff_len 256",
+        "--finetuning_type lora",
+        "--quantization_bit 4",
+    ]
+    assert not any(change.fits for change in changes)
+
+
+def test_advice_stops_when_it_fits(configure):
+    config = configure("--per_device_train_batch_size", "8")
+    changes = advise(
+        config,
+        limit_bytes=2,
+        peak_of=lambda changed: changed.train.per_device_train_batch_size,
+    )
+    assert [change.fits for change in changes] == [False, True]
+    assert all(change.flags and change.effect for change in changes)
+
+
+# ---- disk ----
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        ("--save_strategy no", 0),
+        ("--save_steps 4", 3),
+        ("--save_steps 4 --save_total_limit 1", 2),
+        ("--save_steps 100", 1),
+        ("--save_strategy epoch", 2),
+    ],
+)
+def test_checkpoints(configure, words, count):
+    config = configure(
+        *("--per_device_train_batch_size", "2", "--max_steps", "12", "--finetuning_type", "full"),
+        *words.split(),
+    )
+    workload = replace(workload_of(config), steps=12, epochs=2.0)
+    situation = situation_of(config)
+    sizes = sizes_of(situation, situation.build())
+    disk = disk_of(config, workload, sizes)
+    assert disk.checkpoints == count
+    assert disk.checkpoint_bytes - disk.model_bytes == sizes.optimizer_file
+    assert disk.total_bytes == disk.model_bytes + count * disk.checkpoint_bytes
+    assert disk.free_bytes > 0
+
+
+# ---- machine ----
+
+
+def test_this_process_is_measured():
+    before = machine.resident_bytes()
+    block = np.ones(40 * 2**20, dtype=np.uint8)
+    assert machine.resident_bytes() - before > 30e6
+    del block
+    assert machine.peak_resident_bytes() >= machine.resident_bytes()
+    assert machine.memory_limit("cpu", ranks_here=2) < machine.memory_limit("cpu")
+    assert machine.memory_limit("cpu") <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_a_container_s_limit_counts(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text("12345\n")
+    monkeypatch.setattr(machine, "_CGROUP_LIMITS", (limit,))
+    assert machine.memory_limit("cpu") == 12345
+    limit.write_text("max\n")
+    assert machine.memory_limit("cpu") > 12345
+
+
+def test_speed_is_measured(monkeypatch):
+    monkeypatch.setattr(machine, "_MEASURE_S", 0.01)
+    speed = machine.measure_speed("cpu", torch.float32, shape=(64, 64, 64))
+    assert speed.flops > 1e6
+    assert speed.copied_bytes > 1e6
+
+
+# ---- record ----
+
+
+def test_predicted_and_actual_stand_side_by_side():
+    plan = {"predicted": {"peak_bytes": 10**9, "seconds_per_step": 2.0}}
+    found = add_actual(plan, StepClock([9.0, 4.0, 4.0]), device_type="cpu")
+    assert found["actual"]["seconds_per_step"] == 4.0  # the first step warms up
+    assert found["actual"]["first_step_seconds"] == 9.0
+    assert found["seconds_ratio"] == 0.5
+    assert found["peak_ratio"] == round(1e9 / found["actual"]["peak_bytes"], 4)
+    assert add_actual({}, StepClock([1.0]), device_type="cpu") == {}
+
+
+def test_a_run_that_cannot_be_foretold_is_trained_all_the_same(configure, caplog):
+    config = configure("--do_train")
+    found = predict_run(config, data=None, tokenizer=tiny_tokenizer(), precision=FP32)
+    assert set(found) == {"problem"}
+    assert "actual" in add_actual(found, StepClock([1.0]), device_type="cpu")
+
+
+def test_a_probe_corrects_by_what_is_beside_the_baseline():
+    memory = SimpleNamespace(peak=1100.0, baseline=100.0)
+    planned = SimpleNamespace(memory=memory, flops=30.0)
+    predicted = {"peak_bytes": 600, "baseline_bytes": 100, "flops_per_step": 10}
+    actual = {"peak_bytes": 850, "seconds_per_step": 2.0}
+    probe = _correct(planned, {"predicted": predicted, "actual": actual})
+    assert (probe.corrected_peak_bytes, probe.corrected_seconds_per_step) == (1600, 6.0)
