@@ -65,7 +65,8 @@ def find_layout(benchmark: Benchmark, task_dir: Path) -> Layout:
     candidates = [task_dir] if task_dir.suffix == ".zip" else []
     candidates += [folder, folder / f"{name}.zip", task_dir / f"{name}.zip", task_dir]
     for root in candidates:
-        others = BENCHMARKS.names() if root == task_dir else ()  # which may lie side by side
+        # Other benchmarks may lie side by side in the folder of all of them.
+        others = BENCHMARKS.names() if root == task_dir and root.is_dir() else ()
         members = _members(root, max_depth=1 if others else _MAX_DEPTH, not_in=others)
         if members:
             return Layout(root, members, _mapping(root, folder, name))
@@ -128,9 +129,10 @@ def split_and_subject(name: str) -> tuple[str, str] | None:
 
 
 def _mapping(root: Path, folder: Path, name: str) -> tuple[str, bytes] | None:
-    if root.is_file() and "mapping.json" in _names(root):
+    inside = [path for path in _names(root) if PurePosixPath(path).name == "mapping.json"]
+    if root.is_file() and inside:
         with zipfile.ZipFile(root) as archive:
-            return f"{root}/mapping.json", archive.read("mapping.json")
+            return f"{root}/{inside[0]}", archive.read(inside[0])
     beside = (root.with_name(f"{name}_mapping.json"), root.with_name("mapping.json"))
     for place in (root / "mapping.json", *beside, folder / "mapping.json"):
         if place.is_file():

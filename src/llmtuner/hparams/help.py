@@ -56,9 +56,11 @@ _EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "--temperature 0.3",
     ),
     "eval": (
+        "llmtuner eval --model_name_or_path models/merged --task medical",
         "llmtuner eval --model_name_or_path models/merged --task ceval --split validation "
-        "--lang zh --n_shot 5",
-        "llmtuner eval --model_name_or_path models/merged --task mmlu_test --batch_size 8",
+        "--lang zh --n_shot 5 --subjects physician,clinical_medicine --save_dir output/ceval",
+        "llmtuner eval --model_name_or_path models/base --adapter_name_or_path output/sft "
+        "--task mmlu_test --task_dir mmlu.zip --compare output/mmlu_base/results.json",
     ),
     "data audit": (
         "llmtuner data audit sft.yaml --report_dir output/audit",

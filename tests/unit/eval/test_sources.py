@@ -57,6 +57,7 @@ LAYOUTS = {
     "flat": as_flat,
     "parquet of the hub": as_parquet,
     "a zip": lambda folder: zip_folder(folder, folder.parent.parent / "any.zip"),
+    "a zip with a folder": lambda folder: zip_folder(folder.parent, folder.parents[1] / "any.zip"),
     "a zip beside": lambda folder: zip_folder(folder, folder.parent.parent / "ceval.zip").parent,
 }
 
@@ -133,7 +134,7 @@ DAMAGE = [
     ("dev", "id,question,A,B,C,D\n0,q,a,b,c,d\n", "law_dev.csv:2: An example has no answer."),
     ("mapping.json", "{", "mapping.json: The subject map cannot be read"),
     ("mapping.json", '{"law": {"category": "Arts"}}', "The subject 'law' is not described"),
-    ("more/val/law.csv", "x", "Two files hold the validation questions of law."),
+    ("law_val.csv", "x", "Two files hold the validation questions of law."),
 ]
 
 
