@@ -11,7 +11,6 @@ from llmtuner.data.render import Encoded, encode_texts
 from llmtuner.data.tokenizer_digest import tokenizer_digest
 from llmtuner.hparams.data import DataArgs
 
-
 PACKS_BY_DEFAULT = True
 """What `packing` means where it is not given."""
 

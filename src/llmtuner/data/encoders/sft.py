@@ -12,7 +12,6 @@ from llmtuner.data.template import Template, load_template
 from llmtuner.data.tokenizer_digest import tokenizer_digest
 from llmtuner.hparams.data import DataArgs
 
-
 PACKS_BY_DEFAULT = False
 """What `packing` means where it is not given."""
 
