@@ -103,6 +103,13 @@ def test_tensor(
     refused(match, tiny_model, adapter, args=args_of)
 
 
+def test_two_tensors_for_one_place(adapter: Path, tiny_model: Path, args_of: ArgsOf) -> None:
+    edit_config(adapter, modules_to_save=["norm"])
+    names = [f"base_model.model.{start}model.norm.weight" for start in ("", "x.")]
+    edit_weights(adapter, lambda w: w.update({name: torch.ones(64) for name in names}))
+    refused("no place of their own", tiny_model, adapter, args=args_of)
+
+
 def test_module_that_the_base_has_not(
     adapter: Path, tiny_model: Path, tmp_path: Path, args_of: ArgsOf
 ) -> None:
