@@ -261,9 +261,9 @@ def summarise(sets: Mapping[str, Predictions]) -> dict[str, Any]:
     seconds = sum(found.runtime_s for found in sets.values())
     not_finished = sum(not answer.is_finished for answer in answers)
     settings = [found.settings for found in sets.values()]
-    if not_finished:
-        logger.warning("%d of %d answers did not end before they ran out of room.",
-                       not_finished, len(answers))  # fmt: skip
+    if not_finished and process_env().rank == 0:
+        line = "%d of %d answers did not end before they ran out of room."
+        logger.warning(line, not_finished, len(answers))
     return {
         **results,
         **measure([answer.text for answer in answers], labels).to_dict("predict"),

@@ -8,12 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_training import NUM_TOKENS, tiny_llama, tiny_tokenizer
+from transformers import GenerationConfig
 
 from llmtuner.data.questions import Question, QuestionSet
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.generating import GeneratingArgs
 from llmtuner.hparams.parser import parse
-from llmtuner.inference.generate import Answer
+from llmtuner.inference.generate import Answer, generate_texts
 from llmtuner.model.fingerprint import weights_digest
 from llmtuner.train import predict
 from llmtuner.train.answer_journal import append_answers, journal_of, open_journal
@@ -67,8 +68,14 @@ def test_batches_hold_similar_lengths_longest_first() -> None:
 
 def test_lines_are_in_the_order_of_the_questions(tmp_path: Path) -> None:
     path = tmp_path / "generated_predictions.jsonl"
-    found = run(path)
-    tokenizer = tiny_tokenizer()
+    found = run(path, do_sample=False)
+    tokenizer, config = tiny_tokenizer(), GenerationConfig(max_new_tokens=4, eos_token_id=2)
+    alone = [
+        generate_texts(tiny_llama("padded"), tokenizer, [prompt], config=config)[0]
+        for prompt in PROMPTS
+    ]
+    assert len(set(alone)) > 2
+    assert [line["predict"] for line in lines(path)] == alone
     assert [line["prompt"] for line in lines(path)] == tokenizer.batch_decode(PROMPTS)
     assert [line["label"] for line in lines(path)] == found.labels
     assert [line["predict"] for line in lines(path)] == [answer.text for answer in found.answers]
@@ -156,7 +163,8 @@ def test_a_foreign_journal_is_not_used(tmp_path: Path, text: str) -> None:
     assert open_journal(path, SETTINGS) == {}
     append_answers(path, ANSWERS, ROWS)
     assert open_journal(path, SETTINGS) == ANSWERS
-    assert open_journal(path, {**SETTINGS, "model": "b"}) == {}
+    for other in range(2):
+        assert open_journal(path, {**SETTINGS, "model": "b"}) == {}, other
     assert open_journal(path, SETTINGS) == {}, "answers of two settings must not be mixed"
 
 
