@@ -39,7 +39,7 @@ from llmtuner.train.neftune import NeftuneNoise
 from llmtuner.train.optimizer import build_optimizer
 from llmtuner.train.output import Start
 from llmtuner.train.plan.record import StepClock, predict_run
-from llmtuner.train.predict import write_predictions
+from llmtuner.train.predict import Predictions, write_predictions
 from llmtuner.train.report import RunReport, begin_report
 from llmtuner.train.trainer import LlmTrainer, TrainData
 
@@ -55,7 +55,7 @@ class Run:
         trainer: ready to train, evaluate and save.
         trackers: closed at the end.
         clock: measures the steps.
-        predict: answers the prompts of a data set into the file `path`; returns their number.
+        predict: answers questions into the file `path`; see `write_predictions`.
         start: where training begins.
         report: what is known so far.
         started: monotonic clock at the start, seconds.
@@ -65,7 +65,7 @@ class Run:
     trainer: LlmTrainer
     trackers: Sequence[TrackerCallback]
     clock: StepClock
-    predict: Callable[..., int]
+    predict: Callable[..., Predictions]
     start: Start
     report: RunReport
     started: float
