@@ -37,9 +37,10 @@ def import_faults(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
 
 
 def in_sandbox(function: ast.expr) -> bool:
-    """Say whether a method is called on a sandbox that is made in the same expression."""
+    """Say whether a method is the sandbox's own, or called on one that is made on the spot."""
     value = function.value if isinstance(function, ast.Attribute) else None
-    return isinstance(value, ast.Call) and dotted(value.func) == "ImmutableSandboxedEnvironment"
+    owner = value.func if isinstance(value, ast.Call) else value
+    return owner is not None and dotted(owner) == "ImmutableSandboxedEnvironment"
 
 
 def call_faults(node: ast.Call) -> Iterator[str]:
@@ -118,6 +119,7 @@ def test_unsafe_code_is_seen(source):
         "subprocess.run(command, check=True)",
         "import ruamel.yaml",
         "ImmutableSandboxedEnvironment(autoescape=True).from_string(text)",
+        "ImmutableSandboxedEnvironment.from_string(environment, text)",
     ],
 )
 def test_safe_code_passes(source):

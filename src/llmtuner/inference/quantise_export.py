@@ -51,7 +51,9 @@ def quantise_export(folder: Path, export: ExportArgs, data: DataArgs) -> None:
         export: bits, and the texts to calibrate with.
         data: how to read them.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     settings = GPTQConfig(
         bits=export.export_quantization_bit,
         tokenizer=tokenizer,
@@ -65,6 +67,7 @@ def quantise_export(folder: Path, export: ExportArgs, data: DataArgs) -> None:
         dtype="auto",
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     quantised = folder / "quantised"
     model.save_pretrained(quantised, max_shard_size=f"{export.export_size}GB")

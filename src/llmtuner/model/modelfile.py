@@ -127,7 +127,7 @@ class _Renderer:
         )
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         environment.globals["raise_exception"] = _refuse
-        self._template = environment.from_string(template)
+        self._template = ImmutableSandboxedEnvironment.from_string(environment, template)
         self._special = special
 
     def render(self, chat: Chat) -> str:
