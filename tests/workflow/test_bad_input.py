@@ -257,7 +257,7 @@ def test_a_failed_upload_says_that_the_result_is_whole(
     output_dir = train(
         "--max_steps", "1", "--push_to_hub", "--hub_model_id", "nobody/nothing", code=6
     )
-    assert "Trained and saved" in capsys.readouterr().err
+    assert "The result is saved, but the upload failed" in capsys.readouterr().err
     assert json.loads((output_dir / "run.json").read_text("utf-8"))["status"] == "finished"
 
 
