@@ -60,18 +60,18 @@ CASES = (
          (*_CHATS, *_batch(4, "--finetuning_type", "full", "--optim", "adafactor"))),
     Case("LoRA, 4 x 256", "demo", _texts(256, 4)),
     Case("LoRA, 2 x 1024", "demo", _texts(1024, 2)),
-    Case("LoRA, recomputing, 8 x 512", "demo", _texts(512, 8, "--gradient_checkpointing")),
+    Case("LoRA, recomputing, 4 x 512", "demo", _texts(512, 4, "--gradient_checkpointing")),
     Case("LoRA, chats, 8, accumulated", "demo",
          (*_CHATS, *_batch(8, "--gradient_accumulation_steps", "2"))),
     Case("LoRA, chats, evaluated", "demo",
          (*_CHATS, *_batch(2, "--val_size", "0.4", "--eval_strategy", "steps"),
           *("--eval_steps", "1"))),
     Case("freeze, 4 x 512", "demo", _texts(512, 4, "--finetuning_type", "freeze")),
-    Case("QLoRA 4 bit, 4 x 512", "demo", _texts(512, 4, "--quantization_bit", "4")),
-    Case("QLoRA 8 bit, 4 x 256", "demo", _texts(256, 4, "--quantization_bit", "8")),
+    Case("QLoRA 4 bit, 2 x 128", "demo", _texts(128, 2, "--quantization_bit", "4")),
+    Case("QLoRA 8 bit, 2 x 128", "demo", _texts(128, 2, "--quantization_bit", "8")),
     Case("full, 2 x 256", "large vocabulary", _texts(256, 2, "--finetuning_type", "full")),
     Case("LoRA, chats, 8", "large vocabulary", (*_CHATS, *_batch(8))),
-    Case("QLoRA 4 bit, 2 x 512", "large vocabulary", _texts(512, 2, "--quantization_bit", "4")),
+    Case("QLoRA 4 bit, 1 x 128", "large vocabulary", _texts(128, 1, "--quantization_bit", "4")),
     Case("full, 2 x 512, accumulated", "untied",
          _texts(512, 2, "--finetuning_type", "full", "--gradient_accumulation_steps", "2")),
     Case("LoRA, packed 2 x 1024", "untied",
@@ -130,10 +130,10 @@ def write_models(folder: Path, demo: str) -> dict[str, str]:
 def measure(
     case: Case, model: str, folder: Path, *, most_gb: float, from_run: bool
 ) -> dict[str, Any]:
-    """Plan a case, train it for three steps in another process, and compare."""
+    """Plan a case, train it for two steps in another process, and compare."""
     flags = [
         *("--model_name_or_path", model, "--dataset_dir", str(folder), *case.flags),
-        *("--max_steps", "3", "--save_steps", "2", "--disable_tqdm", "true"),
+        *("--max_steps", "2", "--save_steps", "2", "--disable_tqdm", "true"),
     ]
     probe = ["--probe"] if case.name in PROBED and case.model == "demo" else []
     row: dict[str, Any] = {"case": case.name, "model": case.model}
