@@ -10,6 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmtuner.extras.errors import DataError
+from llmtuner.hparams.data import DataArgs
+
+
+def is_packed(args: DataArgs, *, by_default: bool) -> bool:
+    """Say whether samples are packed: as the user asked, else as the stage does by default."""
+    return by_default if args.packing is None else args.packing
 
 
 def pack(lengths: Sequence[int], *, capacity: int, seed: int) -> list[list[int]]:

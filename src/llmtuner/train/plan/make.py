@@ -6,6 +6,7 @@ from typing import Any
 
 from llmtuner.data.build import build_datasets
 from llmtuner.data.encoders import ENCODERS
+from llmtuner.data.packing import is_packed
 from llmtuner.extras.errors import ModelError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
@@ -61,14 +62,12 @@ def make_plan(config: RunConfig) -> Plan:
     if data_args.tokenized_path is not None and not Path(data_args.tokenized_path).exists():
         data_args = replace(data_args, tokenized_path=None)  # training writes it, a plan does not
     tokenizer = load_tokenizer(config.model)
-    packing = data_args.packing
-    if packing is None:
-        packing = ENCODERS.module(config.finetuning.stage).PACKS_BY_DEFAULT
+    by_default = ENCODERS.module(config.finetuning.stage).PACKS_BY_DEFAULT
     data = build_datasets(
         data_args,
         encode=ENCODERS.get(config.finetuning.stage)(data_args, tokenizer),
         seed=config.train.seed,
-        packing=packing,
+        packing=is_packed(data_args, by_default=by_default),
         for_training=True,
         audit=config.audit,
     )

@@ -1,7 +1,8 @@
 """Pre-training: learn every token of plain texts."""
 
 from llmtuner.data.build import build_datasets
-from llmtuner.data.encoders.pt import build_encoder
+from llmtuner.data.encoders.pt import PACKS_BY_DEFAULT, build_encoder
+from llmtuner.data.packing import is_packed
 from llmtuner.extras.errors import ConfigError
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.tokenizer import load_tokenizer
@@ -25,7 +26,7 @@ def run(config: RunConfig) -> RunReport:
         config.data,
         encode=build_encoder(config.data, tokenizer),
         seed=config.train.seed,
-        packing=config.data.packing is not False,
+        packing=is_packed(config.data, by_default=PACKS_BY_DEFAULT),
         for_training=config.train.do_train,
         audit=config.audit,
     )

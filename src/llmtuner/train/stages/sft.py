@@ -1,7 +1,8 @@
 """Supervised fine-tuning: learn the assistant's turns of conversations."""
 
 from llmtuner.data.build import build_datasets
-from llmtuner.data.encoders.sft import build_encoder
+from llmtuner.data.encoders.sft import PACKS_BY_DEFAULT, build_encoder
+from llmtuner.data.packing import is_packed
 from llmtuner.data.questions import load_question_sets
 from llmtuner.data.verify import verify_datasets
 from llmtuner.eval.metrics import check_libraries
@@ -41,7 +42,7 @@ def run(config: RunConfig) -> RunReport:
         config.data,
         encode=encode,
         seed=config.train.seed,
-        packing=config.data.packing is True,
+        packing=is_packed(config.data, by_default=PACKS_BY_DEFAULT),
         for_training=config.train.do_train,
         audit=config.audit,
     )
