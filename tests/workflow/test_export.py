@@ -1,12 +1,13 @@
 """Train, export, verify: the exported folder is what was trained, and planted faults are found."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -171,8 +172,19 @@ def larger_model(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.fixture
+def _sigint_is_heard() -> Iterator[None]:
+    """Let processes started here hear SIGINT, also where this one was told to ignore it (nohup).
+
+    An ignored signal stays ignored in a new program; one with a handler goes back to its default.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt(place: Path, words: list[str], stop: signal.Signals) -> subprocess.Popen:
-    """Start an export and stop it while it writes; one that was quicker is started again."""
+    """Start an export, hold it in the midst of writing, and stop it there."""
     for _ in range(10):
         process = subprocess.Popen(
             [sys.executable, "-m", "llmtuner.cli.main", "export", *words],
@@ -181,20 +193,29 @@ def interrupt(place: Path, words: list[str], stop: signal.Signals) -> subprocess
         )
         while not list(place.glob(".out.*/*")) and process.poll() is None:
             time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        is_writing = any(place.glob(".out.*")) and not (place / "out").exists()
         process.send_signal(stop)
-        if process.wait() != 0:
+        process.send_signal(signal.SIGCONT)
+        process.wait()
+        if is_writing:
             return process
-        shutil.rmtree(place / "out")
+        shutil.rmtree(place / "out")  # it was quicker
     pytest.fail("the export was always quicker than the signal")
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.usefixtures("_sigint_is_heard")
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
 def test_interruption_leaves_no_model(
-    stop: signal.Signals, larger_model: Path, tmp_path: Path
+    stop: signal.Signals, code: int, larger_model: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "new"
     words = ["--model_name_or_path", str(larger_model), "--export_dir", str(place / "out")]
     process = interrupt(place, words, stop)
+    assert process.returncode == code
     left = [path.name for path in place.iterdir()]
     assert left == ([] if stop == signal.SIGINT else [f".out.staging-{process.pid}"])
     assert export(*words) == 0
