@@ -1,6 +1,7 @@
 """`llmtuner eval`: the shipped benchmark from the command line, its files, and what is refused."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from llmtuner.cli.main import main
 from .conftest import Train, read_json
 
 ROOT = Path(__file__).parents[2]
+DRAWN_BY_5 = sorted(random.Random("5 human_body").sample(range(5), 3))
 Capture = pytest.CaptureFixture[str]
 
 
@@ -66,8 +68,10 @@ def details(folder: Path) -> list[dict[str, Any]]:
 
 def test_written_answers(evaluate: Any, tmp_path: Path) -> None:
     flags = ["--scoring", "generate", "--max_new_tokens", "4", "--subjects", "human_body"]
+    flags += ["--n_shot", "3", "--seed", "5"]
     code, out, err = evaluate(*flags, "--save_dir", str(tmp_path / "out"))
     assert code == 0, err
+    assert read_json(tmp_path / "out" / "run.json")["shots"] == {"human_body": DRAWN_BY_5}
     assert "12" in out
     assert all(line["text"] is not None for line in details(tmp_path / "out"))
 

@@ -207,7 +207,8 @@ def interrupt(place: Path, words: list[str], stop: signal.Signals) -> subprocess
 
 @pytest.mark.usefixtures("_sigint_is_heard")
 @pytest.mark.parametrize(
-    ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("stop", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_interruption_leaves_no_model(
     stop: signal.Signals, code: int, larger_model: Path, tmp_path: Path
@@ -217,7 +218,7 @@ def test_interruption_leaves_no_model(
     process = interrupt(place, words, stop)
     assert process.returncode == code
     left = [path.name for path in place.iterdir()]
-    assert left == ([] if stop == signal.SIGINT else [f".out.staging-{process.pid}"])
+    assert left == ([f".out.staging-{process.pid}"] if stop == signal.SIGKILL else [])
     assert export(*words) == 0
     assert [path.name for path in place.iterdir()] == ["out"]
     assert AutoModelForCausalLM.from_pretrained(place / "out").config.vocab_size == 60_000

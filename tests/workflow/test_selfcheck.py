@@ -2,6 +2,10 @@
 
 import gc
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -306,6 +310,32 @@ def test_a_rank_that_fails_ends_the_check_with_its_reason(ask: Ask, tmp_path: Pa
 
 
 # ---- the command ----
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_neither_processes_nor_folders(
+    model_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    words = ["--model_name_or_path", str(model_dir), "--dataset_dir", str(data_dir)]
+    words += ["--dataset", "qa", "--stage", "sft", "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmtuner.cli.main", "selfcheck", *words, "--do_train"],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob("temporary/*/meeting")) and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    said = process.communicate()[1]
+    assert process.returncode == 143, said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 @pytest.fixture

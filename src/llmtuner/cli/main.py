@@ -7,27 +7,33 @@ from llmtuner import __version__
 from llmtuner.cli.commands import COMMANDS
 from llmtuner.extras.errors import ConfigError, LlmtunerError
 from llmtuner.extras.logs import set_up_logs
+from llmtuner.extras.stopping import Terminated, terminated_like_interrupted
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0 done · 2 configuration · 3 data · 4 model, adapter or checkpoint · 5 not finite · 6 storage ·
-    7 distributed · 8 layouts differ · 9 a score too low · 130 interrupted.
+    7 distributed · 8 layouts differ · 9 a score too low · 130 interrupted · 143 ended by
+    SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     set_up_logs(debug=debug)
     try:
-        return _run(words)
+        with terminated_like_interrupted():
+            return _run(words)
     except LlmtunerError as error:
         if debug:
             raise
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
+    except Terminated:
+        print("Ended by SIGTERM.", file=sys.stderr)
+        return _TERMINATED
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return _INTERRUPTED

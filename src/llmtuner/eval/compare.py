@@ -144,6 +144,10 @@ def _check_same(base: BaseResults, record: Mapping[str, Any]) -> None:
                 allowed=str(now),
             )
         logger.warning("The other results were made with %s %s, these with %s.", name, before, now)
+    shots = base.record.get("shots") or {}
+    others = [key for key, rows in record["shots"].items() if shots.get(key, rows) != rows]
+    if others and base.record.get("n_shot") == record["n_shot"]:
+        logger.warning("The other results were made with other examples: %s.", ", ".join(others))
 
 
 def _read(path: Path) -> Any:

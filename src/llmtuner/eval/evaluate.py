@@ -72,6 +72,7 @@ def run_evaluation(config: RunConfig) -> EvalReport:
         split=task.split,
         num_shots=args.n_shot,
         wanted=args.subjects,
+        seed=config.train.seed if "seed" in config.given else None,
     )
     has_labels = data.num_labels > 0
     if not has_labels and (args.compare or args.fail_below is not None):
@@ -89,8 +90,8 @@ def run_evaluation(config: RunConfig) -> EvalReport:
         comparison = compare(answers, base, record) if base else None
         lines = _lines(task, data, answers, comparison)
         record |= _outcome(answers, comparison)
-        if folder is not None:
-            write_results(folder, answers, lines, record)
+        if folder is not None and save_dir is not None:
+            write_results(folder, answers, lines, record, save_dir=save_dir)
     return EvalReport(
         answers=tuple(answers),
         categories=tuple(scores_by_category(answers)) if has_labels else (),

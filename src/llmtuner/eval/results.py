@@ -12,7 +12,14 @@ from typing import Any
 from llmtuner.eval.benchmark import CATEGORIES
 from llmtuner.eval.statistics import wilson_interval
 from llmtuner.extras.errors import EvalError, StorageError
-from llmtuner.extras.files import sync_folder, sync_tree, write_json, write_text
+from llmtuner.extras.files import (
+    remove_abandoned,
+    staging_folder,
+    sync_folder,
+    sync_tree,
+    write_json,
+    write_text,
+)
 
 RESULTS_FILE = "results.json"
 RUN_FILE = "run.json"
@@ -155,9 +162,10 @@ def result_folder(save_dir: Path | None) -> Iterator[Path | None]:
             where=f"--save_dir {save_dir}",
             fix="choose a new name, so that no result is lost",
         )
-    staging = save_dir.with_name(f".{save_dir.name}.staging-{os.getpid()}")
+    staging = staging_folder(save_dir)
     try:
         with _storage_errors(save_dir):
+            remove_abandoned(save_dir)
             staging.mkdir(parents=True)
         yield staging
         with _storage_errors(save_dir):
@@ -181,7 +189,12 @@ def _storage_errors(place: Path) -> Iterator[None]:
 
 
 def write_results(
-    folder: Path, answers: Sequence[Answer], log: Sequence[str], record: Mapping[str, Any]
+    folder: Path,
+    answers: Sequence[Answer],
+    log: Sequence[str],
+    record: Mapping[str, Any],
+    *,
+    save_dir: Path,
 ) -> None:
     """Write the files of one evaluation.
 
@@ -190,10 +203,14 @@ def write_results(
         answers: all of them.
         log: the lines of `results.log`.
         record: what was run, for `run.json`.
+        save_dir: what messages call the folder.
+
+    Raises:
+        StorageError: they cannot be written.
     """
     letters = letters_of(answers)
     lines = (json.dumps(answer.to_dict(), ensure_ascii=False) for answer in answers)
-    with _storage_errors(folder):
+    with _storage_errors(save_dir):
         write_json(folder / RESULTS_FILE, letters)
         if all(answer.label is None for answer in answers):
             write_json(folder / "submission.json", letters)

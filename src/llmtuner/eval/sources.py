@@ -1,6 +1,7 @@
 """Questions from benchmark files, read strictly: every cell is text, and errors name the line."""
 
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import JSONDecodeError
@@ -70,6 +71,7 @@ def load_benchmark(
     split: str,
     num_shots: int,
     wanted: Sequence[str] | None = None,
+    seed: int | None = None,
 ) -> BenchmarkData:
     """Read the questions of a split and the examples before them.
 
@@ -77,8 +79,9 @@ def load_benchmark(
         benchmark: an entry of `eval/benchmarks`.
         task_dir: folder or zip file.
         split: "validation" or "test".
-        num_shots: the first so many rows of each subject's dev file are its examples.
+        num_shots: so many rows of each subject's dev file are its examples.
         wanted: keys of subjects; None for all that have a file.
+        seed: draws these rows, once for each subject; None takes the first ones.
 
     Raises:
         EvalError: files or subjects are missing, or a file does not hold questions.
@@ -106,7 +109,7 @@ def load_benchmark(
     found = []
     for key in keys:
         questions = _joined(read, layout.members[split][key])
-        shots = _shots(read, layout, key, num_shots)
+        shots = _shots(read, layout, key, num_shots, seed)
         found.append(SubjectQuestions(subjects[key], shots, questions))
     missing = tuple(key for key in subjects if key not in present) if wanted is None else ()
     return BenchmarkData(tuple(found), missing, digests)
@@ -138,7 +141,11 @@ def _keys(
 
 
 def _shots(
-    read: Mapping[str, list[Question]], layout: Layout, key: str, num_shots: int
+    read: Mapping[str, list[Question]],
+    layout: Layout,
+    key: str,
+    num_shots: int,
+    seed: int | None,
 ) -> tuple[Question, ...]:
     if num_shots == 0:
         return ()
@@ -150,13 +157,18 @@ def _shots(
             fix="add it, or ask without examples: --n_shot 0",
         )
     found = _joined(read, names)
-    for question in found[:num_shots]:
+    chosen = found[:num_shots]
+    if seed is not None and len(found) > num_shots:
+        # In the order of the file, so that drawing all rows is the same as taking the first ones.
+        places = random.Random(f"{seed} {key}").sample(range(len(found)), num_shots)
+        chosen = tuple(found[place] for place in sorted(places))
+    for question in chosen:
         if question.answer is None:
             problem = "An example has no answer."
             raise EvalError(problem, where=question.where, fix="use fewer examples: --n_shot")
     if len(found) < num_shots:
         logger.warning("%s has %d examples, not %d.", key, len(found), num_shots)
-    return found[:num_shots]
+    return chosen
 
 
 def _joined(read: Mapping[str, list[Question]], names: Sequence[str]) -> tuple[Question, ...]:

@@ -4,10 +4,15 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from llmtuner.extras.logs import get_logger
+
+logger = get_logger(__name__)
 
 _CHUNK_BYTES = 1 << 20
 
@@ -62,6 +67,27 @@ def follow_umask(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(0o666 & ~_umask())
+
+
+def staging_folder(target: Path) -> Path:
+    """Return where this process writes what becomes `target` by a rename when it is whole."""
+    return target.with_name(f"{_staging_prefix(target)}{os.getpid()}")
+
+
+def remove_abandoned(target: Path) -> None:
+    """Delete the staging folders of `target` whose processes were killed."""
+    prefix = _staging_prefix(target)
+    if not target.parent.is_dir():
+        return
+    for folder in [one for one in target.parent.iterdir() if one.name.startswith(prefix)]:
+        process = folder.name.removeprefix(prefix)
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
+            logger.info("Deleting %s: the command that wrote it was killed.", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _staging_prefix(target: Path) -> str:
+    return f".{target.name}.staging-"
 
 
 def sync_tree(folder: Path) -> None:

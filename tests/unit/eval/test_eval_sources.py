@@ -121,6 +121,22 @@ def test_subjects_are_chosen_in_the_order_of_the_map(folder: Path) -> None:
     assert found.missing == ()
 
 
+def shots(folder: Path, num_shots: int, seed: int | None) -> list[list[int]]:
+    found = load(folder, num_shots=num_shots, seed=seed).subjects
+    return [[shot.index for shot in part.shots] for part in found]
+
+
+def test_examples_are_the_first_rows_or_those_that_the_seed_draws(folder: Path) -> None:
+    assert shots(folder, 3, None) == [[0, 1, 2]] * 2
+    drawn = [shots(folder, 3, seed) for seed in range(9)]
+    assert drawn == [shots(folder, 3, seed) for seed in range(9)]
+    assert len({tuple(rows) for both in drawn for rows in both}) > 5
+    assert any(first != second for first, second in drawn)  # subjects draw apart
+    assert shots(folder, 5, 7) == shots(folder, 5, None)
+    alone = load(folder, num_shots=3, seed=4, wanted=("law",)).subjects[0]
+    assert [shot.index for shot in alone.shots] == drawn[4][1]
+
+
 HEAD = "id,question,A,B,C,D,answer\n"
 DAMAGE = [
     ("val", "", "law_val.csv: The file is empty."),
