@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
-from llmtuner.hparams.parser import help_text, parse
+from llmtuner.hparams.help import help_text
 
 logger = get_logger(__name__)
 
@@ -18,6 +18,8 @@ def parse_or_help(command: str, argv: Sequence[str]) -> RunConfig | None:
     if any(word in ("-h", "--help") for word in argv):
         print(help_text(command))
         return None
+    from llmtuner.hparams.parser import parse  # only now: --help reads nothing
+
     config = parse(command, argv)
     for notice in config.notices:
         logger.info("%s", notice)

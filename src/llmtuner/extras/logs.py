@@ -6,9 +6,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.logging import RichHandler
-
 from llmtuner.extras.env import process_env
 
 _CHATTY = ("bitsandbytes", "DeepSpeed", "deepspeed", "filelock", "matplotlib")
@@ -46,6 +43,9 @@ def only_warnings() -> Iterator[None]:
 def _handler() -> logging.Handler:
     """Colour and wrapping for people at a terminal; one plain line each for files and pipes."""
     if sys.stderr.isatty():
+        from rich.console import Console  # only now: --help in a pipe must not wait for it
+        from rich.logging import RichHandler
+
         console = Console(stderr=True)
         return RichHandler(console=console, show_path=False, markup=False, log_time_format="[%X]")
     handler = logging.StreamHandler()

@@ -1,5 +1,6 @@
 """A folder is a registry: its file names are the keys, one module is imported per lookup."""
 
+import ast
 import importlib
 import importlib.util
 import pkgutil
@@ -34,6 +35,10 @@ class Registry:
             found |= {path.stem for path in self.folder.glob("*.py")}
         return sorted(name for name in found if not name.startswith("_"))
 
+    def summaries(self) -> dict[str, str]:
+        """Return the first line of every entry's docstring, without importing any entry."""
+        return {name: _summary(self._file_of(name)) for name in self.names()}
+
     def get(self, name: str) -> Any:
         """Import the entry and return what it exports.
 
@@ -66,8 +71,23 @@ class Registry:
         spec.loader.exec_module(module)
         return module
 
+    def _file_of(self, name: str) -> Path:
+        """Return the source of an entry: a file, or a package of that name."""
+        folders = [Path(folder) for folder in self._package_paths()]
+        if self.folder is not None:
+            folders.insert(0, self.folder)
+        files = [
+            folder / end for folder in folders for end in (f"{name}.py", f"{name}/__init__.py")
+        ]
+        return next(file for file in files if file.is_file())
+
     def _package_paths(self) -> list[str]:
         spec = importlib.util.find_spec(self.package)
         assert spec is not None, self.package
         assert spec.submodule_search_locations is not None, self.package
         return list(spec.submodule_search_locations)
+
+
+def _summary(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return (docstring or "").partition("\n")[0]

@@ -2,9 +2,12 @@
 
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 T = TypeVar("T")
+
+CHECKED_WHEN_MADE = ConfigDict(defer_build=True)
+"""Of every group: its checks are built with the first instance, which `--help` never makes."""
 
 
 def arg(

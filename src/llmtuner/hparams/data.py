@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from llmtuner.hparams.arg import arg
+from llmtuner.hparams.arg import CHECKED_WHEN_MADE, arg
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED_WHEN_MADE)
 class DataArgs:
     """Which rows to train on and how to turn them into tokens."""
 

@@ -4,8 +4,10 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
+from llmtuner.hparams.arg import CHECKED_WHEN_MADE
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED_WHEN_MADE)
 class FullArgs:
     """Train every weight."""
 

@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from llmtuner.hparams.arg import arg
+from llmtuner.hparams.arg import CHECKED_WHEN_MADE, arg
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED_WHEN_MADE)
 class LoraArgs:
     """Low-rank adapters: where they sit and how large they are."""
 

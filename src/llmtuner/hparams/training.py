@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from llmtuner.hparams.arg import arg
+from llmtuner.hparams.arg import CHECKED_WHEN_MADE, arg
 
 _OWNED = frozenset(
     {
@@ -32,7 +32,7 @@ _OWNED = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED_WHEN_MADE)
 class TrainArgs:
     """How long, how fast, on what, and what is written on the way."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmtuner.extras.errors import ConfigError, nearest
 from llmtuner.hparams.options import Kind, Option
-from llmtuner.hparams.raw import Quoted, Raw, compose_text
+from llmtuner.hparams.raw import Quoted, Raw
 
 _TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})
 _FALSE = frozenset({"false", "f", "no", "n", "off", "0"})
@@ -80,7 +80,7 @@ def _split(raw: Raw) -> Sequence[Raw]:
     if isinstance(raw, list):
         return raw
     if isinstance(raw, str) and raw.strip().startswith("["):
-        parsed = compose_text(raw)
+        parsed = _composed(raw)
         if isinstance(parsed, list):
             return parsed
     if isinstance(raw, str):
@@ -151,10 +151,16 @@ def _wanted(kind: Kind) -> str:
     return f"a list of {words}" if kind.is_list else words
 
 
+def _composed(text: str) -> Raw:
+    from llmtuner.hparams.yaml_text import compose_text  # few values need it, and it loads slowly
+
+    return compose_text(text)
+
+
 def _mapping(raw: Raw, kind: Kind, name: str) -> Any:
     """Return a mapping, or where the field takes one, the path of a JSON file as text."""
     if isinstance(raw, str) and raw.strip().startswith("{"):
-        raw = compose_text(raw)
+        raw = _composed(raw)
     if isinstance(raw, Mapping):
         return free_value(raw)
     if isinstance(raw, str) and raw.strip() and "str" in kind.bases:

@@ -2,10 +2,10 @@
 
 from pydantic.dataclasses import dataclass
 
-from llmtuner.hparams.arg import arg
+from llmtuner.hparams.arg import CHECKED_WHEN_MADE, arg
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED_WHEN_MADE)
 class VerifyingArgs:
     """How the result is compared with base and adapters."""
 

@@ -134,3 +134,14 @@ def test_a_users_package_is_an_entry_or_no_name(own: Path) -> None:
     (own / "delta" / "__init__.py").write_text("ENTRY = 'my delta'\n")
     registry = make(own)
     assert "delta" not in registry.names() or registry.get("delta") == "my delta"
+
+
+def test_summaries_are_known_without_importing_any_entry(builtin: Path, own: Path) -> None:
+    (builtin / "alpha.py").write_text('"""First line.\n\nMore.\n"""\n')
+    (builtin / "gamma").mkdir()
+    (builtin / "gamma/__init__.py").write_text('"""A folder."""\n')
+    (own / "alpha.py").write_text('"""The user\'s own."""\n')
+    expected = {"alpha": "First line.", "beta": "", "broken": "", "gamma": "A folder."}
+    assert make().summaries() == expected
+    assert make(own).summaries() == {**expected, "alpha": "The user's own."}
+    assert not [name for name in sys.modules if name.startswith(f"{PACKAGE}.")]

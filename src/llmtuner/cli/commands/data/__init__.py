@@ -20,10 +20,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _overview() -> str:
-    rows = [
-        f"  {name:<8} {(DATA_COMMANDS.module(name).__doc__ or '').splitlines()[0]}"
-        for name in DATA_COMMANDS.names()
-    ]
+    rows = [f"  {name:<8} {line}" for name, line in DATA_COMMANDS.summaries().items()]
     usage = "Usage: llmtuner data COMMAND [config.yaml] [--flag value] [key=value]"
     hint = "`llmtuner data COMMAND --help` lists the options of a command, with examples."
     return "\n".join([usage, "", "Commands:", *rows, "", hint])
