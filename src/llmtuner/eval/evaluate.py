@@ -73,6 +73,7 @@ def run_evaluation(config: RunConfig) -> EvalReport:
         num_shots=args.n_shot,
         wanted=args.subjects,
         seed=config.train.seed if "seed" in config.given else None,
+        encoding=config.data.encoding,
     )
     has_labels = data.num_labels > 0
     if not has_labels and (args.compare or args.fail_below is not None):

@@ -72,6 +72,7 @@ def load_benchmark(
     num_shots: int,
     wanted: Sequence[str] | None = None,
     seed: int | None = None,
+    encoding: str | None = None,
 ) -> BenchmarkData:
     """Read the questions of a split and the examples before them.
 
@@ -82,6 +83,7 @@ def load_benchmark(
         num_shots: so many rows of each subject's dev file are its examples.
         wanted: keys of subjects; None for all that have a file.
         seed: draws these rows, once for each subject; None takes the first ones.
+        encoding: of text files; None takes UTF-8 or GB18030.
 
     Raises:
         EvalError: files or subjects are missing, or a file does not hold questions.
@@ -104,7 +106,7 @@ def load_benchmark(
         for name in layout.members.get(part, {}).get(key, ())
     ]
     with opened(layout, names) as files:
-        read = {name: _read_questions(file, benchmark) for name, file in files.items()}
+        read = {name: _read_questions(file, benchmark, encoding) for name, file in files.items()}
         digests = {file.label: sha256_of(file.path) for file in files.values()}
     found = []
     for key in keys:
@@ -179,14 +181,14 @@ def _joined(read: Mapping[str, list[Question]], names: Sequence[str]) -> tuple[Q
 # --- one file -------------------------------------------------------------------------------------
 
 
-def _read_questions(file: TableFile, benchmark: Benchmark) -> list[Question]:
+def _read_questions(file: TableFile, benchmark: Benchmark, encoding: str | None) -> list[Question]:
     """Return the questions of a file, of which either all or none have an answer.
 
     Raises:
         EvalError: with the place in the file, also when it is in a zip.
     """
     try:
-        rows = enumerate(_rows(file.path, benchmark))
+        rows = enumerate(_rows(file.path, benchmark, encoding))
         found = [_question(row, index, benchmark) for index, row in rows]
         if not found:
             raise EvalError("The file holds no question.", where=file.label, fix="get it again")
@@ -209,11 +211,11 @@ def _place(where: str, file: TableFile) -> str:
     return where.replace(str(file.path), file.label)
 
 
-def _rows(path: Path, benchmark: Benchmark) -> Iterator[Row]:
-    rows = read_rows(path)  # checks that it is a text or table that can be read at all
+def _rows(path: Path, benchmark: Benchmark, encoding: str | None) -> Iterator[Row]:
+    rows = read_rows(path, encoding=encoding)  # checks that it can be read at all
     if path.suffix.lower() != ".csv" or benchmark.columns is None:
         return rows
-    return read_csv(path, pick_codec(path, None), BadRows(), columns=benchmark.columns)
+    return read_csv(path, pick_codec(path, encoding), BadRows(), columns=benchmark.columns)
 
 
 def _question(row: Row, index: int, benchmark: Benchmark) -> Question:

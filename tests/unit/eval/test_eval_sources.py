@@ -108,6 +108,17 @@ def test_cells_stay_text(tmp_path: Path) -> None:
     assert part.questions[0].answer == "A"
 
 
+def test_files_in_other_encodings(folder: Path) -> None:
+    path = folder / "val" / "law_val.csv"
+    text = "question,A,B,C,D,answer\n" + "诉讼时效一般是几年？,一年,两年,三年,四年,C\n" * 3
+    found = {}
+    for codec, told in (("utf-8", None), ("gb18030", None), ("utf-16", "utf-16")):
+        path.write_text(text, encoding=codec)
+        (part,) = load(folder, num_shots=0, wanted=("law",), encoding=told).subjects
+        found[codec] = [(question.text, question.choices) for question in part.questions]
+    assert found["utf-8"] == found["gb18030"] == found["utf-16"]
+
+
 def test_a_split_without_labels(tmp_path: Path) -> None:
     write_benchmark(tmp_path, labels=False)
     found = load(tmp_path, split="test")

@@ -223,3 +223,17 @@ def test_the_merge_imports_no_slow_library(tiny_model: Path, adapter: Path, tmp_
         [sys.executable, "-c", code, *words], cwd=SOURCE, capture_output=True, text=True
     )
     assert ran.stdout.splitlines()[1:] == [""], ran.stderr
+
+
+def test_a_link_is_followed_and_a_mount_point_refused(
+    tiny_model: Path, tmp_path: Path, args_of: ArgsOf
+) -> None:
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    for name in ("empty", "new"):
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "disk" / name)
+        report = export_model(args_of(tiny_model), ExportArgs(export_dir=str(link)))
+        assert report.export_dir == tmp_path / "disk" / name
+        assert (link / "config.json").is_file()
+    with pytest.raises(ConfigError, match="mount point"):
+        export_model(args_of(tiny_model), ExportArgs(export_dir="/proc"))
