@@ -1,0 +1,1 @@
+"""The parts of `compare_training.py`: jobs, environments, rows, runs, results, tables."""
