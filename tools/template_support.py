@@ -17,7 +17,7 @@ from real_templates import fitting_tokenizer, real_templates  # noqa: E402
 from transformers import PreTrainedTokenizerBase  # noqa: E402
 
 from llmtuner.data.conversation import Conversation, Message, ToolCall  # noqa: E402
-from llmtuner.data.render import encode_conversation  # noqa: E402
+from llmtuner.data.render import encode_conversations  # noqa: E402
 from llmtuner.data.template import Template, load_template  # noqa: E402
 from llmtuner.data.verify import as_served, verify_encoded  # noqa: E402
 from llmtuner.extras.errors import DataError, TemplateError  # noqa: E402
@@ -60,7 +60,7 @@ def judge(name: str, text: str) -> dict[str, str]:
 
 def _verdict(chat: Conversation, template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
     try:
-        encoded = encode_conversation(chat, template=template, tokenizer=tokenizer)
+        encoded = encode_conversations([chat], template=template, tokenizer=tokenizer)[0]
     except DataError as problem:
         return _reason(problem)
     tokenizer.chat_template = template.serving_text()

@@ -7,10 +7,10 @@ sends, and the span ends in an id that serving stops on. What cannot be proved s
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from llmtuner.data.batch_ids import batch_ids
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
 from llmtuner.data.drafts import Draft, draft_turns
 from llmtuner.data.fitted import Fit, Fitted
@@ -95,23 +95,19 @@ def encode_conversations(
         TemplateError: the contract cannot be proved for a turn.
         DataError: tools or arguments are not JSON, or a row is a plain text.
     """
+    fit = TRUNCATIONS.get(truncation)
     jobs = [
         _encode(
             conversation,
             template=template,
             cutoff_len=cutoff_len,
-            fit=TRUNCATIONS.get(truncation),
+            fit=fit,
             mask_history=mask_history,
             train_on_prompt=train_on_prompt,
         )
         for conversation in conversations
     ]
     return run_jobs(jobs, tokenizer)
-
-
-def encode_conversation(conversation: Conversation, **settings: Any) -> Encoded:
-    """Encode one conversation; the settings are those of `encode_conversations`."""
-    return encode_conversations([conversation], **settings)[0]
 
 
 def _encode(
@@ -193,17 +189,11 @@ def encode_texts(
             fix="set one with --add_special_tokens",
         )
     texts = ["\n".join(message.content for message in d.messages) for d in documents]
-    options = {"add_special_tokens": True, "split_special_tokens": True}
-    batch = tokenizer(texts, return_attention_mask=False, **options)["input_ids"] if texts else []
+    batch = batch_ids(texts, tokenizer, add_special_tokens=True, split_special_tokens=True)
     return [
         _document(ids if text else [], document.source, tokenizer, cutoff_len)
         for ids, text, document in zip(batch, texts, documents, strict=True)
     ]
-
-
-def encode_text(document: Conversation, **settings: Any) -> Encoded:
-    """Tokenise one document; the settings are those of `encode_texts`."""
-    return encode_texts([document], **settings)[0]
 
 
 def _document(

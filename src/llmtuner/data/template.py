@@ -40,14 +40,14 @@ class Template:
         stop_tokens: their texts.
         abilities: what the template can show.
         special_tokens: `bos_token` and the like, for the template's use.
-        guarded_tokens: control tokens that text of users, tools and data can never become: those of
-            which the tokenizer says it, and those that the template writes.
         ends: how its turns begin and end.
         thinking_switches: the variables by which the template turns thinking on and off.
         enable_thinking: their value; None leaves them undefined.
         is_space_added: the tokenizer writes a space in front of every text, as SentencePiece does.
         cutting_stops: stop tokens at which the tokenizer cuts every text before anything else.
-        guards: finds the guarded tokens in everything that serving sends.
+        guards: finds, in everything that serving sends, the control tokens that text of users,
+            tools and data can never become: those of which the tokenizer says it, and those that
+            the template writes.
         answer_guards: finds those that an answer cannot hold; the model itself may write the tags
             of thoughts and calls.
     """
@@ -59,7 +59,6 @@ class Template:
     stop_tokens: tuple[str, ...]
     abilities: Abilities
     special_tokens: Mapping[str, str] = field(repr=False)
-    guarded_tokens: tuple[str, ...] = field(repr=False)
     ends: Ends = field(repr=False)
     thinking_switches: frozenset[str] = frozenset()
     enable_thinking: bool | None = True
@@ -133,7 +132,6 @@ def load_template(
         stop_tokens=tuple(stop_ids),
         abilities=abilities,
         special_tokens=special,
-        guarded_tokens=guarded,
         ends=ends,
         thinking_switches=switches,
         enable_thinking=enable_thinking,

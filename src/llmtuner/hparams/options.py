@@ -144,11 +144,6 @@ def options_of(command: str) -> Mapping[str, Option]:
     }
 
 
-def hf_names() -> frozenset[str]:
-    """Return the names of all arguments of the installed transformers' trainer."""
-    return frozenset(_hf_table())
-
-
 @cache
 def _hf_table() -> Mapping[str, Mapping[str, Any]]:
     path = Path(__file__).with_name("hf_training_args.json")

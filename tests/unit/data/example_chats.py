@@ -1,6 +1,9 @@
-"""The conversations of the golden texts."""
+"""The conversations of the golden texts, and how one of them is encoded."""
+
+from typing import Any
 
 from llmtuner.data.conversation import Conversation, Message, ToolCall
+from llmtuner.data.render import Encoded, encode_conversations, encode_texts
 
 TOOLS = (
     '[{"name": "get_weather", "description": "Weather of a city.", "parameters": {"type": '
@@ -18,6 +21,14 @@ MANY_TOOLS = (
     ' {"type": "function", "function": {"name": "now", "description": "现在几点？", "parameters":'
     ' {"type": "object", "properties": {}}}}]'
 )
+
+
+def encode_conversation(conversation: Conversation, **settings: Any) -> Encoded:
+    return encode_conversations([conversation], **settings)[0]
+
+
+def encode_text(document: Conversation, **settings: Any) -> Encoded:
+    return encode_texts([document], **settings)[0]
 
 
 def chat(*turns: str, system: str | None = None, tools: str | None = None) -> Conversation:

@@ -5,12 +5,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from example_chats import CHATS, long_tool_chat, thought_chat, tool_chat
+from example_chats import CHATS, encode_conversation, long_tool_chat, thought_chat, tool_chat
 from tiny_tokenizers import byte_level, control_tokens, extend, plain_byte_level
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation
-from llmtuner.data.render import Sample, encode_conversation
+from llmtuner.data.render import Sample
 from llmtuner.data.template import Template, load_template
 from llmtuner.data.templates import template_aliases, template_names
 

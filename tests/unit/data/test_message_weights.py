@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from example_chats import encode_conversation
 from tiny_tokenizers import byte_level
 
 from llmtuner.data.conversation import IGNORE_INDEX
 from llmtuner.data.formats import FORMATS
-from llmtuner.data.render import encode_conversation
 from llmtuner.data.template import load_template
 from llmtuner.data.turns import check_conversation
 from llmtuner.extras.errors import DataError

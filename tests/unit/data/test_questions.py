@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from example_chats import chat, thought_chat, tool_chat
+from example_chats import chat, encode_conversation, thought_chat, tool_chat
 from tiny_tokenizers import byte_level
 
 from llmtuner.data.conversation import Conversation, Message
 from llmtuner.data.encoders.sft import ConversationEncoder
 from llmtuner.data.prompt import prompt_ids
 from llmtuner.data.questions import encode_questions, load_question_sets
-from llmtuner.data.render import encode_conversation
 from llmtuner.data.template import Template, load_template
 from llmtuner.extras.errors import DataError
 from llmtuner.hparams.data import DataArgs

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from example_chats import CHATS, TOOLS, chat, tool_chat
+from example_chats import CHATS, TOOLS, chat, encode_conversation, encode_text, tool_chat
 from golden_texts import learned_texts
 from tiny_tokenizers import byte_level, sentence_piece
 from tokenizers import Tokenizer, models, processors
@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message, ToolCall
 from llmtuner.data.prompt import prompt_ids
-from llmtuner.data.render import encode_conversation, encode_text
 from llmtuner.data.template import load_template
 from llmtuner.data.templates import read_template, template_names
 from llmtuner.extras.errors import DataError, TemplateError

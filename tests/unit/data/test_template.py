@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from example_chats import CHATS, chat, tool_chat
+from example_chats import CHATS, chat, encode_conversation, tool_chat
 from tiny_tokenizers import byte_level
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llmtuner.data.chat_jinja import has_marks
-from llmtuner.data.render import encode_conversation
 from llmtuner.data.template import load_template, serving_text
 from llmtuner.data.templates import read_template, template_names
 from llmtuner.extras.errors import TemplateError

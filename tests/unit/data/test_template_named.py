@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from example_chats import long_tool_chat
+from example_chats import encode_conversation, long_tool_chat
 from golden_texts import (
     FOLDER,
     GOLDEN_NAMES,
@@ -18,7 +18,6 @@ from golden_texts import (
 from tiny_tokenizers import control_tokens, extend, plain_byte_level
 
 from llmtuner.data.conversation import IGNORE_INDEX
-from llmtuner.data.render import encode_conversation
 from llmtuner.data.template import load_template
 from llmtuner.data.templates import read_template, template_aliases, template_names
 from llmtuner.extras.errors import TemplateError

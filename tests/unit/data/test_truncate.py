@@ -3,12 +3,11 @@
 from functools import cache
 
 import pytest
-from example_chats import chat, tool_chat
+from example_chats import chat, encode_conversation, tool_chat
 from golden_texts import learned_texts
 from tiny_tokenizers import byte_level
 
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
-from llmtuner.data.render import encode_conversation
 from llmtuner.data.template import load_template
 from llmtuner.data.truncation import TRUNCATIONS
 from llmtuner.data.truncation.llamafactory import shares

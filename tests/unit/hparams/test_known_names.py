@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtuner.hparams.aliases import load_aliases
-from llmtuner.hparams.options import all_options, hf_names, options_of
+from llmtuner.hparams.options import all_options, options_of
 from llmtuner.hparams.parser import parse
 from llmtuner.hparams.refused import refusals, refused_values
 
@@ -20,6 +20,10 @@ ROOT = HERE.parents[2]
 def names_in(file: str) -> list[str]:
     lines = (HERE / file).read_text(encoding="utf-8").splitlines()
     return [line.partition(" = ")[0] for line in lines if not line.startswith("#")]
+
+
+def hf_table():
+    return json.loads((ROOT / "src/llmtuner/hparams/hf_training_args.json").read_text())
 
 
 def known() -> set[str]:
@@ -35,7 +39,7 @@ def test_every_upstream_name_is_known(file):
 
 def test_every_argument_of_the_installed_transformers_is_taken():
     taken = {*options_of("train"), *load_aliases().names()}
-    assert hf_names() - taken == set()
+    assert hf_table().keys() - taken == set()
 
 
 def test_the_table_has_the_names_and_defaults_of_the_installed_transformers():
@@ -46,7 +50,7 @@ def test_the_table_has_the_names_and_defaults_of_the_installed_transformers():
             if isinstance(owner, ast.ClassDef) and owner.name.endswith("TrainingArguments"):
                 lines = [node for node in owner.body if isinstance(node, ast.AnnAssign)]
                 found |= {line.target.id: line.value for line in lines}
-    table = json.loads((ROOT / "src/llmtuner/hparams/hf_training_args.json").read_text())
+    table = hf_table()
     public = {name: value for name, value in found.items() if not name.startswith("_")}
     assert table.keys() == public.keys()
     for name, value in public.items():
@@ -66,7 +70,7 @@ def test_the_table_equals_what_the_tool_writes():
 
 
 def test_our_defaults_are_those_of_transformers():
-    table = json.loads((ROOT / "src/llmtuner/hparams/hf_training_args.json").read_text())
+    table = hf_table()
     ours = {"bf16": None, "report_to": ("none",)}
     for name, option in options_of("train").items():
         if option.group == "train" and name in table:
@@ -189,6 +193,6 @@ def test_scripts_of_the_shuzhiqihuang_project_parse():
     values = config.train.hf_values()
     assert values["warmup_steps"] == 100
     assert values["report_to"] == "none"
-    assert values.keys() <= hf_names()
+    assert values.keys() <= hf_table().keys()
     assert not values.keys() & {"bf16", "fp16", "resume_from_checkpoint", "save_total_limit"}
     assert not values.keys() & {"predict_with_generate", "local_rank", "gradient_checkpointing"}
