@@ -14,6 +14,8 @@ summed over ranks (which counts the libraries that they share more than once).
 """
 
 import json
+import re
+import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -51,6 +53,7 @@ class Outcome:
 def main() -> int:
     """Compare; return 1 if one of our losses is further from the peers' than `--allowed_loss`."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running contender ends too
     all_peers = load_peers()
     peers = _chosen(all_peers, options.peers)
     for name in sorted({peer.environment or peer.name for peer in peers}):
@@ -62,7 +65,11 @@ def main() -> int:
     outcomes, near = [], True
     for method in options.methods.split(","):
         outcome = Outcome(method)
-        chosen = select_contenders(peers, method=method, packing=options.packing)
+        chosen = [
+            (peer, contender)
+            for peer, contender in select_contenders(peers, method=method, packing=options.packing)
+            if re.search(options.only, contender.name)
+        ]
         _run_all(outcome, chosen, options, data_dirs)
         for contender, runs in outcome.runs.items():
             if any(not run.failure for run in runs):
@@ -116,7 +123,7 @@ def _run_all(
     for number in range(options.repeats):
         for peer, contender in chosen:
             runs = outcome.runs.setdefault(contender.name, [])
-            if options.only not in contender.name or (runs and runs[-1].failure):
+            if runs and runs[-1].failure:
                 continue
             environment = load_peers()[peer.environment or peer.name]
             task = Task(
@@ -219,7 +226,7 @@ def _options() -> Namespace:
     parser.add_argument("--peers", default="llamafactory,trl,plain", help="may be empty")
     parser.add_argument("--methods", default="lora,full,qlora")
     parser.add_argument("--packing", choices=("off", "on", "both"), default="both")
-    parser.add_argument("--only", default="", help="contenders whose name holds this text")
+    parser.add_argument("--only", default="", help="contenders whose name this pattern is in")
     parser.add_argument("--steps", default=12, help="optimizer steps (12)", **whole)
     parser.add_argument("--repeats", default=1, help="runs of each contender (1)", **whole)
     parser.add_argument("--batch_size", default=4, help="samples of a step (4)", **whole)

@@ -20,6 +20,7 @@ class Step:
 
     Attributes:
         seconds: of the slowest rank, reading of the batch included.
+        cpu_seconds: that all threads of all ranks computed, or waited by spinning.
         tokens: real ones, without padding.
         slots: places of the batch, with padding.
         supervised: tokens that are learned.
@@ -28,6 +29,7 @@ class Step:
     """
 
     seconds: float
+    cpu_seconds: float
     tokens: int
     slots: int
     supervised: int
@@ -69,6 +71,8 @@ class Figures:
         flops: `FLOP_FACTORS` x parameters x real tokens, per second.
         peak_share: `flops` over those of the machine's matrix product.
         step_s: median time of a step.
+        step_cpu_s: median seconds that its threads computed; far below `step_s` times the cores
+            where other programs took the machine.
         begin_s: until the first batch is read.
         first_step_s: until the first step is done.
         peak_bytes: largest resident memory.
@@ -82,6 +86,7 @@ class Figures:
     flops: float
     peak_share: float
     step_s: float
+    step_cpu_s: float
     begin_s: float
     first_step_s: float
     peak_bytes: float
@@ -107,7 +112,7 @@ def read_probes(texts: Sequence[str], *, wall_s: float) -> Measured:
 def _joined(ranks: Sequence[Mapping[str, Any]]) -> Step:
     sums = {
         name: sum(rank[name] for rank in ranks)
-        for name in ("tokens", "slots", "supervised", "samples")
+        for name in ("cpu_seconds", "tokens", "slots", "supervised", "samples")
     }
     return Step(
         seconds=max(rank["seconds"] for rank in ranks),
@@ -121,7 +126,9 @@ def summarise(
 ) -> Figures:
     """Return the figures of one contender from its runs that worked.
 
-    Speeds are sums over the steps after the first `WARM_UP_STEPS`, divided by their seconds.
+    Speeds are what a step holds on average over the seconds that it takes at the median, both of
+    the steps after the first `WARM_UP_STEPS`: one step that another program disturbs must not
+    decide. Contenders with the same steps have the same numerator.
     """
     each = [_figures(run, method, parameters, gemm_flops) for run in runs if not run.failure]
     names = Figures.__dataclass_fields__
@@ -132,7 +139,7 @@ def summarise(
 
 def _figures(run: Measured, method: str, parameters: int, gemm_flops: float) -> Figures:
     steps = run.steps[WARM_UP_STEPS:] or run.steps[-1:]
-    seconds = sum(step.seconds for step in steps)
+    seconds = len(steps) * statistics.median(step.seconds for step in steps)
     tokens_per_s = sum(step.tokens for step in steps) / seconds
     flops = FLOP_FACTORS[method] * parameters * tokens_per_s
     return Figures(
@@ -142,6 +149,7 @@ def _figures(run: Measured, method: str, parameters: int, gemm_flops: float) -> 
         flops=flops,
         peak_share=flops / gemm_flops,
         step_s=statistics.median(step.seconds for step in steps),
+        step_cpu_s=statistics.median(step.cpu_seconds for step in steps),
         begin_s=run.begin_s,
         first_step_s=run.first_step_s,
         peak_bytes=run.peak_bytes,

@@ -56,6 +56,8 @@ def _environment(contender: Contender, folder: Path, start: float) -> dict[str, 
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "cache"),
         "LLMTUNER_CACHE": str(folder / "cache"),
+        # Compiled once and kept: a lock that a killed process left elsewhere must not stop us.
+        "TORCH_EXTENSIONS_DIR": str(folder.parent / "torch_extensions"),
         "CUDA_VISIBLE_DEVICES": "",
         "WANDB_DISABLED": "true",
         "TOKENIZERS_PARALLELISM": "false",

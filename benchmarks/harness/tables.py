@@ -14,7 +14,7 @@ from harness.results import (
 
 _COLUMNS = (
     *("contender", "samples/s", "tokens/s", "supervised/s", "GFLOP/s", "of GEMM"),
-    *("step s", "start s", "first step s", "peak GB", "loss 1", f"loss last {LAST_STEPS}"),
+    *("step s", "CPU s", "start s", "first step s", "peak GB", "loss 1", f"loss last {LAST_STEPS}"),
 )
 
 
@@ -29,6 +29,7 @@ def figures_table(figures: Mapping[str, Figures], failures: Mapping[str, str]) -
             f"{one.flops / 1e9:.0f}",
             f"{100 * one.peak_share:.0f} %",
             f"{one.step_s:.2f}",
+            f"{one.step_cpu_s:.2f}",
             f"{one.begin_s:.1f}",
             f"{one.first_step_s:.1f}",
             f"{one.peak_bytes / 1e9:.2f}",

@@ -95,7 +95,7 @@ class Record:
         """Begin empty; `start` is when the command was started."""
         self.start = start
         self.begin_s = None
-        self.last = None
+        self.last = self.last_cpu = None
         self.steps = []
         self.reset()
 
@@ -106,7 +106,7 @@ class Record:
 
     def begin(self):
         """Note that everything is loaded and the first batch is about to be read."""
-        self.last = time.monotonic()
+        self.last, self.last_cpu = time.monotonic(), time.process_time()
         self.begin_s = self.last - self.start
 
     def count(self, batch):
@@ -116,9 +116,10 @@ class Record:
 
     def end_step(self):
         """Close an optimizer step; it began where the one before ended."""
-        now = time.monotonic()
-        self.steps.append({"seconds": now - self.last, "loss": self.loss, **self.counts})
-        self.last = now
+        now, cpu = time.monotonic(), time.process_time()
+        times = {"seconds": now - self.last, "cpu_seconds": cpu - self.last_cpu}
+        self.steps.append({**times, "loss": self.loss, **self.counts})
+        self.last, self.last_cpu = now, cpu
         self.reset()
 
     def write(self):

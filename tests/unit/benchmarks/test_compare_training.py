@@ -24,13 +24,13 @@ from harness.tables import agreement, figures_table, ratios_table
 
 
 def steps(*seconds: float, tokens: int = 100, loss: float = 2.0) -> tuple[Step, ...]:
-    return tuple(Step(s, tokens, 2 * tokens, tokens // 2, 4, loss) for s in seconds)
+    return tuple(Step(s, 2 * s, tokens, 2 * tokens, tokens // 2, 4, loss) for s in seconds)
 
 
 RUN = Measured(
-    wall_s=60.0, begin_s=5.0, first_step_s=15.0, peak_bytes=3 * 10**9, steps=steps(10, 9, 1, 3)
+    wall_s=60.0, begin_s=5.0, first_step_s=15.0, peak_bytes=3 * 10**9, steps=steps(10, 9, 1, 2, 90)
 )
-SLOW = replace(RUN, first_step_s=30.0, peak_bytes=6 * 10**9, steps=steps(10, 9, 4, 4, loss=2.1))
+SLOW = replace(RUN, first_step_s=30.0, peak_bytes=6 * 10**9, steps=steps(10, 9, 4, 4, 3, loss=2.1))
 FAILED = Measured(wall_s=1.0, failure="exit code 1: ValueError: no")
 
 
@@ -38,10 +38,10 @@ def figures(*runs: Measured, method: str = "lora"):
     return summarise(runs, method=method, parameters=10**9, gemm_flops=8e11)
 
 
-def test_speeds_leave_out_the_first_steps():
+def test_speeds_leave_out_the_first_steps_and_outliers():
     found = figures(RUN, FAILED)
     assert (found.samples_per_s, found.tokens_per_s, found.supervised_per_s) == (2, 50, 25)
-    assert (found.step_s, found.begin_s, found.first_step_s) == (2, 5, 15)
+    assert (found.step_s, found.step_cpu_s, found.begin_s, found.first_step_s) == (2, 4, 5, 15)
     assert found.flops == pytest.approx(4 * 1e9 * 50)
     assert found.peak_share == pytest.approx(0.25)
     assert figures(RUN, method="full").flops == pytest.approx(6 * 1e9 * 50)
@@ -63,34 +63,41 @@ def test_ratios_are_above_one_where_ours_is_better():
 
 def test_ranks_are_joined():
     def probe(seconds: float, loss: float) -> str:
-        step = {"seconds": seconds, "loss": loss, "tokens": 3, "slots": 4, "supervised": 2}
+        step = {
+            "seconds": seconds,
+            "cpu_seconds": 1,
+            "loss": loss,
+            "tokens": 3,
+            "slots": 4,
+            "supervised": 2,
+        }
         values = {"begin_s": seconds, "first_step_s": 2 * seconds, "peak_bytes": 5, "versions": {}}
         return json.dumps({**values, "steps": [{**step, "samples": 1}]})
 
     found = read_probes([probe(1.0, 2.0), probe(3.0, 4.0)], wall_s=9.0)
-    assert found.steps == (Step(3.0, 6, 8, 4, 2, 3.0),)
+    assert found.steps == (Step(3.0, 2, 6, 8, 4, 2, 3.0),)
     assert (found.begin_s, found.first_step_s, found.peak_bytes) == (3, 6, 10)
     empty = json.dumps({**json.loads(probe(1.0, 1.0)), "steps": []})
     assert "without" in read_probes([empty], wall_s=1.0).failure
 
 
 def test_other_tokens_and_losses_are_seen():
-    other = replace(RUN, steps=(*steps(1, 1), *steps(1, tokens=90)))
-    assert differing_steps(other, RUN) == [3, 4]
+    other = replace(RUN, steps=(*steps(1, 1), *steps(1, 1, tokens=90)))
+    assert differing_steps(other, RUN) == [3, 4, 5]
     assert differing_steps(RUN, RUN) == []
     assert loss_distance(figures(SLOW), figures(RUN)) == pytest.approx(0.05)
     runs = {"llmtuner": RUN, "slow": SLOW, "other": other}
     values = {name: figures(run) for name, run in runs.items()}
     lines = agreement(runs, values, reference="llmtuner")
-    assert lines[0] == "llmtuner: 4 steps, 400 tokens, 200 of them supervised"
+    assert lines[0] == "llmtuner: 5 steps, 500 tokens, 250 of them supervised"
     assert lines[1] == "slow: the same tokens; first loss 0.1000 apart, last ones 5.00 %"
-    assert "steps [3, 4]" in lines[2]
+    assert "steps [3, 4, 5]" in lines[2]
 
 
 def test_tables():
     values = {"peer": figures(SLOW), "llmtuner": figures(RUN), "llmtuner, packed": figures(RUN)}
     table = figures_table(values, {"broken": "exit code 1: no"}).splitlines()
-    assert table[2].startswith("| peer | 1.00 | 25 | 12 | 100 | 12 % | 4.00 |")
+    assert table[2].startswith("| peer | 1.00 | 25 | 12 | 100 | 12 % | 4.00 | 8.00 |")
     assert table[-1] == "No figures from broken: exit code 1: no"
     own = ["llmtuner", "llmtuner, packed"]
     assert ratios_table(values, own=own).splitlines()[2:] == [
