@@ -55,6 +55,12 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
+def torch_extensions_dir() -> Path | None:
+    """Return where torch compiles C++ parts, if the user says it."""
+    folder = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(folder) if folder else None
+
+
 def announce_single_process() -> None:
     """Tell libraries that insist on a launcher's variables (DeepSpeed) that we are alone."""
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():

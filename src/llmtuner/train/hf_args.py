@@ -99,9 +99,12 @@ def _start_deepspeed(hf_args: Seq2SeqTrainingArguments) -> None:
     """Tell DeepSpeed about the process group; ZeRO-3 needs it before the model is created."""
     import deepspeed
 
+    from llmtuner.train.build_locks import clear_build_locks  # torch's builder is slow to import
+
     backend = "gloo" if hf_args.device.type == "cpu" else "nccl"
     if not dist.is_initialized() and hf_args.world_size == 1:
         # started without a launcher: a group of one, which needs no address and no port
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         announce_single_process()
+    clear_build_locks()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
