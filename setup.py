@@ -41,8 +41,8 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"": ["*.jinja", "*.json"]},
+    package_data={"": ["*.jinja", "*.json", "*.c"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["llmtuner = llmtuner.cli.main:main"]},
+    entry_points={"console_scripts": ["llmtuner = llmtuner.cli.main:program"]},
 )

@@ -2,7 +2,7 @@
 
 import sys
 
-from llmtuner.cli.main import main
+from llmtuner.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    sys.exit(program("eval"))

@@ -208,20 +208,20 @@ class MeanOfMeans(LlmTrainer):
 class LatePositions(LlmTrainer):
     """Counts positions through the whole row."""
 
-    def _kept_logits(self, model: Any, inputs: Batch) -> Any:
+    def _kept_rows(self, model: Any, inputs: Batch) -> Any:
         if "position_ids" in inputs:
             places = torch.arange(inputs["position_ids"].numel())
             inputs = {**inputs, "position_ids": places[None]}
-        return super()._kept_logits(model, inputs)
+        return super()._kept_rows(model, inputs)
 
 
 class LostSample(LlmTrainer):
     """Leaves out the last target of a micro-batch of more than one sample."""
 
-    def _kept_logits(self, model: Any, inputs: Batch) -> Any:
-        logits, targets, outputs = super()._kept_logits(model, inputs)
+    def _kept_rows(self, model: Any, inputs: Batch) -> Any:
+        rows, targets, outputs = super()._kept_rows(model, inputs)
         more = len(inputs.get("cu_seq_lens_q", ())) > 2
-        return (logits[:-1], targets[:-1], outputs) if more else (logits, targets, outputs)
+        return (rows[:-1], targets[:-1], outputs) if more else (rows, targets, outputs)
 
 
 FLAT = {"2 x 4", "8 x 1", "packed"}

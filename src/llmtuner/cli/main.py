@@ -1,15 +1,30 @@
 """`llmtuner COMMAND …`: find the command, run it, turn errors into one line and an exit code."""
 
+import os
 import sys
 from collections.abc import Sequence
 
 from llmtuner import __version__
 from llmtuner.cli.commands import COMMANDS
+from llmtuner.extras.env import ask_for_huge_pages
 from llmtuner.extras.errors import ConfigError, LlmtunerError
 from llmtuner.extras.logs import set_up_logs
 from llmtuner.extras.stopping import Terminated, terminated_like_interrupted
 
 _INTERRUPTED, _TERMINATED = 130, 143
+_COMPUTING = ("train", "eval", "selfcheck")
+
+
+def program(*command: str) -> int:
+    """Run as the program that the user started, with `command` before its words.
+
+    Commands that compute start themselves once more, with what must be set before a start.
+    """
+    words = [*command, *sys.argv[1:]]
+    computes = words[:1] and words[0] in _COMPUTING and not {"-h", "--help"} & set(words)
+    if computes and ask_for_huge_pages():
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return main(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,4 +90,4 @@ def _overview() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

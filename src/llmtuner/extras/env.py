@@ -6,6 +6,8 @@ from pathlib import Path
 
 from llmtuner.extras.errors import ConfigError
 
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
 
 @dataclass(frozen=True)
 class ProcessEnv:
@@ -59,6 +61,23 @@ def torch_extensions_dir() -> Path | None:
     """Return where torch compiles C++ parts, if the user says it."""
     folder = os.environ.get("TORCH_EXTENSIONS_DIR")
     return Path(folder) if folder else None
+
+
+def ask_for_huge_pages() -> bool:
+    """Let the C library's allocator use huge pages; it reads this when a program starts.
+
+    Matrix products and fresh tensors are up to 1.5 times as fast with them on a CPU.
+
+    Returns:
+        Whether anything changed, so that the program has to start again to gain from it.
+    """
+    if not _HUGE_PAGES.is_file() or "[madvise]" not in _HUGE_PAGES.read_text():
+        return False
+    before = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" in before:
+        return False
+    os.environ["GLIBC_TUNABLES"] = f"{before}:glibc.malloc.hugetlb=1".removeprefix(":")
+    return True
 
 
 def announce_single_process() -> None:

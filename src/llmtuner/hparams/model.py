@@ -32,6 +32,9 @@ class ModelArgs:
     rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = arg(
         None, "Stretch the positions to read longer texts."
     )
+    fast_kernels: bool = arg(
+        True, "On a CPU in bf16, train layers of known models with kernels compiled on first use."
+    )
     disable_gradient_checkpointing: bool = arg(
         False, "Keep all activations: faster, needs more memory."
     )

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -47,6 +47,21 @@ def quantization_config(
         bnb_4bit_use_double_quant=args.double_quantization,
         bnb_4bit_compute_dtype=compute_dtype,
     )
+
+
+def is_quantized(weight: Tensor) -> bool:
+    """Tell whether a weight is in 4 bits, of which `dequantized` makes numbers again."""
+    return type(weight).__name__ == "Params4bit"
+
+
+def dequantized(weight: Tensor) -> Tensor:
+    """Return a weight as numbers; one that is not quantised as it is."""
+    if not is_quantized(weight):
+        return weight.detach()
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed: Any = weight
+    return dequantize_4bit(packed.data, packed.quant_state)
 
 
 def keep_layout(model: nn.Module, *, for_training: bool) -> None:

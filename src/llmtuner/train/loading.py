@@ -6,7 +6,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmtuner.extras.logs import get_logger
 from llmtuner.extras.seed import seed_everything
 from llmtuner.hparams.config import RunConfig
-from llmtuner.model.attention import pick_attention
+from llmtuner.model.attention import VARLEN, pick_attention
+from llmtuner.model.fast.layer import use_fast_layers
 from llmtuner.model.gradient_checkpointing import (
     enable_gradient_checkpointing,
     pick_gradient_checkpointing,
@@ -44,6 +45,8 @@ def load_for_run(
         tokenizer=tokenizer,
         max_tokens=config.data.cutoff_len,
     )
+    if config.model.fast_kernels and device_type == "cpu" and attention == VARLEN:
+        use_fast_layers(model)
     choice = pick_gradient_checkpointing(
         config.model, asked=config.train.gradient_checkpointing, device_type=device_type
     )

@@ -13,6 +13,7 @@ What differs from `transformers.Trainer`, and why:
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from llmtuner.extras.errors import ConfigError, NonFiniteError
 from llmtuner.extras.files import follow_umask
 from llmtuner.extras.logs import get_logger
 from llmtuner.model.attention import supports_kept_logits
+from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 from llmtuner.train.checkpoint import CheckpointStore
 from llmtuner.train.neftune import NeftuneNoise
 
@@ -93,6 +95,7 @@ class LlmTrainer(Trainer):
         self.noise = noise
         self.is_prepared = False  # preparing twice would wrap `forward` twice
         self.skips_head = supports_kept_logits(model)
+        self.head = separable_head(model)  # run in chunks, behind the model
         self.supervised_tokens_seen = 0
         self.tokens_seen_before = 0  # by the runs that this one resumes
 
@@ -182,13 +185,15 @@ class LlmTrainer(Trainer):
             return_outputs: also return the model's outputs.
             num_items_in_batch: [] trained tokens of the step over all ranks.
         """
-        logits, targets, outputs = self._kept_logits(model, inputs)
-        loss = F.cross_entropy(
-            logits.float(),
-            targets,
-            reduction="sum",
-            label_smoothing=self.args.label_smoothing_factor,
-        )
+        smoothing = self.args.label_smoothing_factor
+        rows, targets, outputs = self._kept_rows(model, inputs)
+        if self.head is None:
+            loss = F.cross_entropy(
+                rows.float(), targets, reduction="sum", label_smoothing=smoothing
+            )
+        else:
+            dtype = self._head_dtype(self.head)
+            loss = head_loss(rows, self.head, targets, dtype=dtype, smoothing=smoothing)
         count = targets.numel() if num_items_in_batch is None else num_items_in_batch
         loss = loss / count * self.args.world_size
         if outputs.get("aux_loss") is not None:  # mixture of experts: keep the experts balanced
@@ -221,19 +226,28 @@ class LlmTrainer(Trainer):
             self._check_finite(torch.as_tensor(norm), what="gradient norm")
         return norm
 
-    def _kept_logits(
+    def _kept_rows(
         self, model: torch.nn.Module, inputs: Batch
     ) -> tuple[torch.Tensor, torch.Tensor, Mapping[str, Any]]:
-        """Run the model; return logits [N, V] where a token is trained, and the targets [N]."""
+        """Run the model; return what a trained token follows, and the targets [N].
+
+        The rows are hidden states [N, n] where the head can be run apart, else logits [N, V].
+        """
         inputs = dict(inputs)
         kept, targets = inputs.pop("kept"), inputs.pop("targets")
         if self.noise is not None:
             self.noise.prepare(inputs)
-        if "cu_seq_lens_q" in inputs and self.skips_head:
-            outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
-            return outputs["logits"][0], targets, outputs
-        outputs = model(**inputs, use_cache=False)
+        with nullcontext() if self.head is None else passing_on(self.head):
+            if "cu_seq_lens_q" in inputs and self.skips_head:
+                outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
+                return outputs["logits"][0], targets, outputs
+            outputs = model(**inputs, use_cache=False)
         return outputs["logits"].flatten(0, 1)[kept], targets, outputs
+
+    def _head_dtype(self, head: torch.nn.Linear) -> torch.dtype:
+        """Return what the head computes in; autocast ends with the model's forward pass."""
+        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return types.get(self.accelerator.mixed_precision, head.weight.dtype)
 
     def _check_finite(self, value: torch.Tensor, *, what: str) -> None:
         if torch.isfinite(value).all():
@@ -351,10 +365,14 @@ class LlmTrainer(Trainer):
 
     def _evaluate_batch(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
         with self.compute_loss_context_manager():
-            logits, targets, _ = self._kept_logits(model, inputs)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, targets, reduction="sum").double()
-        right = (logits.argmax(-1) == targets).sum().double()
+            rows, targets, _ = self._kept_rows(model, inputs)
+        if self.head is None:
+            logits = rows.float()
+            loss = F.cross_entropy(logits, targets, reduction="sum").double()
+            right = (logits.argmax(-1) == targets).sum().double()
+        else:
+            dtype = self._head_dtype(self.head)
+            loss, right = head_metrics(rows, self.head, targets, dtype=dtype)
         return torch.stack([loss, right.new_tensor(targets.numel()), right])
 
     def _model_for_evaluation(self) -> torch.nn.Module:

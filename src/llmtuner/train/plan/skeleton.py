@@ -73,6 +73,7 @@ def _without_weights(config: RunConfig) -> RunConfig:
         adapter_name_or_path=None,
         quantization_bit=None,
         print_param_status=False,
+        fast_kernels=False,
     )
     return replace(config, model=model, lora=lora)
 

@@ -1,0 +1,158 @@
+"""Decoder layers of the Llama family on a CPU: the same numbers, with less between the products.
+
+A layer's `forward` is replaced for flat batches in bfloat16; everything else (generation, padded
+batches, float32) goes to the one of transformers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from llmtuner.extras.logs import get_logger
+from llmtuner.model.fast.attention import Attention, Heads, Places
+from llmtuner.model.fast.functions import AddNorm, GatedLinear, Linear
+from llmtuner.model.fast.kernels import Kernels, load_kernels
+from llmtuner.model.fast.linear import LinearGroup, read_projection
+
+logger = get_logger(__name__)
+
+# norm, attention with rotary embedding, norm, silu(gate) * up; differences are in the settings.
+_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+
+
+@dataclass(frozen=True)
+class FastLayer:
+    """One decoder layer.
+
+    Attributes:
+        norms: before attention, before the gated layers.
+        qkv, output, gate_up, down: the linear layers by their inputs.
+        heads: shape of the attention.
+        kernels: what runs between the products.
+        original: transformers' forward.
+    """
+
+    norms: tuple[nn.Module, nn.Module]
+    qkv: LinearGroup
+    output: LinearGroup
+    gate_up: LinearGroup
+    down: LinearGroup
+    heads: Heads
+    kernels: Kernels
+    original: Callable[..., Tensor]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Take what transformers' layer takes, [1, T, n] -> [1, T, n]."""
+        is_flat = cu_seq_lens_q is not None and position_embeddings is not None
+        if not is_flat or not _computes_bfloat16(hidden_states):
+            return self.original(
+                hidden_states,
+                *args,
+                position_embeddings=position_embeddings,
+                cu_seq_lens_q=cu_seq_lens_q,
+                **kwargs,
+            )
+        places = _places(cu_seq_lens_q, position_embeddings)
+        return self._run(hidden_states[0].to(torch.bfloat16), places)[None]
+
+    def _run(self, x: Tensor, places: Places) -> Tensor:
+        kernels = self.kernels
+        x, normed = self._norm(0, x, None)
+        qkv = Linear.apply(normed, self.qkv, *self.qkv.trained)
+        mixed = Attention.apply(qkv, places, self.heads, kernels)
+        branch = Linear.apply(mixed, self.output, *self.output.trained)
+        x, normed = self._norm(1, x, branch)
+        gate_up = Linear.apply(normed, self.gate_up, *self.gate_up.trained)
+        return x + GatedLinear.apply(gate_up, self.down, kernels, *self.down.trained)
+
+    def _norm(self, number: int, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        norm: Any = self.norms[number]
+        return AddNorm.apply(x, branch, norm.weight, norm.variance_epsilon, self.kernels)
+
+
+def use_fast_layers(model: nn.Module) -> int:
+    """Replace the forward passes of all layers that are known.
+
+    Args:
+        model: loaded, with its adapters, on the CPU, with varlen attention.
+
+    Returns:
+        How many layers compute the fast way.
+    """
+    # under ZeRO-3 the weights are only there while their own layer's forward runs
+    kernels = None if is_deepspeed_zero3_enabled() else load_kernels()
+    if kernels is None:
+        return 0
+    count = 0
+    for module in model.modules():
+        if type(module).__name__ in _LAYERS:
+            fast = _fast_layer(module, kernels)
+            if fast is not None:
+                module.forward = fast.forward
+                count += 1
+    if count:
+        logger.info("Fast CPU kernels: %d layers compute with them.", count)
+    return count
+
+
+def _fast_layer(layer: Any, kernels: Kernels) -> FastLayer | None:
+    attention, mlp = layer.self_attn, layer.mlp
+    config = attention.config
+    groups = [
+        _group(attention.q_proj, attention.k_proj, attention.v_proj),
+        _group(attention.o_proj),
+        _group(mlp.gate_proj, mlp.up_proj),
+        _group(mlp.down_proj),
+    ]
+    is_plain = config.hidden_act in ("silu", "swish") and attention.attention_dropout == 0
+    if not is_plain or any(group is None for group in groups):
+        return None
+    shape = (config.num_attention_heads, config.num_key_value_heads, attention.head_dim)
+    return FastLayer(
+        (layer.input_layernorm, layer.post_attention_layernorm),
+        *groups,
+        Heads(shape, attention.scaling, _window(config, attention.layer_idx)),
+        kernels,
+        layer.forward,
+    )
+
+
+def _window(config: PreTrainedConfig, number: int) -> int:
+    """Return how many tokens layer `number` looks back; 0: all."""
+    settings = config.to_dict()
+    kinds = settings.get("layer_types")
+    if kinds is not None and kinds[number] != "sliding_attention":
+        return 0
+    return settings.get("sliding_window") or 0
+
+
+def _group(*modules: nn.Module) -> LinearGroup | None:
+    projections = [read_projection(module) for module in modules]
+    known = [projection for projection in projections if projection is not None]
+    return LinearGroup(known) if len(known) == len(modules) else None
+
+
+def _computes_bfloat16(x: Tensor) -> bool:
+    if x.device.type != "cpu":
+        return False
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
+
+
+def _places(borders: Tensor, embeddings: tuple[Tensor, Tensor]) -> Places:
+    """Read borders and angles; both halves of a head turn by the same angles."""
+    cosine, sine = (part[0, :, : part.shape[-1] // 2].float().contiguous() for part in embeddings)
+    return Places(borders, borders.diff().tolist(), (cosine, sine))

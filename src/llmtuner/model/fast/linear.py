@@ -1,0 +1,198 @@
+"""Linear layers that read the same input, as one product; their adapters too.
+
+`y = x W^T + b + (x A^T) (s B)^T` with W, A of all layers on top of each other and B block by block.
+Frozen weights are joined once, and the layers keep views of the joined tensor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from llmtuner.model.quantize import dequantized, is_quantized
+
+_DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The low-rank update of one layer: `scale * up @ down`.
+
+    Attributes:
+        down: weight [rank, inputs], named lora_A by peft.
+        up: weight [outputs, rank], named lora_B.
+        scale: factor of the update.
+    """
+
+    down: nn.Linear
+    up: nn.Linear
+    scale: float
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One linear layer.
+
+    Attributes:
+        base: the layer itself.
+        adapter: what learns beside it, if anything.
+    """
+
+    base: nn.Linear
+    adapter: Adapter | None
+
+
+def read_projection(module: nn.Module) -> Projection | None:
+    """Return the parts of a linear layer, or None if it computes anything else."""
+    if isinstance(module, LoraLayer):
+        return _read_lora(module)
+    return Projection(module, None) if type(module) is nn.Linear else None
+
+
+def _read_lora(module: LoraLayer) -> Projection | None:
+    base, names = module.get_base_layer(), module.active_adapters
+    is_known = type(base) is nn.Linear or is_quantized(base.weight)
+    if not is_known or len(names) != 1 or module.merged or module.disable_adapters:
+        return None
+    name = names[0]
+    if name not in module.lora_A:
+        return None
+    is_plain = not module.lora_variant and not module.lora_bias[name]
+    if not is_plain or not isinstance(module.lora_dropout[name], nn.Identity):
+        return None
+    adapter = Adapter(module.lora_A[name], module.lora_B[name], module.scaling[name])
+    return Projection(base, adapter)
+
+
+class LinearGroup:
+    """Layers with one input [T, inputs], computed side by side: [T, outputs of all]."""
+
+    def __init__(self, projections: Sequence[Projection]) -> None:
+        """Join what does not change."""
+        self.projections = projections
+        self.sizes = [projection.base.out_features for projection in projections]
+        weights = [projection.base.weight for projection in projections]
+        is_fixed = not any(weight.requires_grad or is_quantized(weight) for weight in weights)
+        self._joined = _join(weights) if is_fixed else None
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The parameters that learn, in the order of `Product.parameter_grads`."""
+        return [parameter for parameter in self._parameters() if parameter.requires_grad]
+
+    def product(self) -> "Product":
+        """Read the parameters as they are now."""
+        return Product(self, self._joined)
+
+    def weight(self) -> Tensor:
+        """Return the weights on top of each other, bfloat16 [outputs of all, inputs]."""
+        if self._joined is not None:
+            return self._joined
+        return torch.cat([dequantized(p.base.weight).to(_DTYPE) for p in self.projections])
+
+    def _parameters(self) -> list[Tensor]:
+        found: list[Tensor] = []
+        for projection in self.projections:
+            found.append(projection.base.weight)
+            if projection.base.bias is not None:
+                found.append(projection.base.bias)
+            if projection.adapter is not None:
+                found += [projection.adapter.down.weight, projection.adapter.up.weight]
+        return found
+
+
+class Product:
+    """One use of a group: its parameters in bfloat16, forward and backward."""
+
+    def __init__(self, group: LinearGroup, joined: Tensor | None) -> None:
+        """Convert and join the adapters; weights that learn are converted once for both passes."""
+        self._group = group
+        is_quantized_base = any(is_quantized(p.base.weight) for p in group.projections)
+        self._weight = group.weight() if joined is None and not is_quantized_base else joined
+        adapters = [projection.adapter for projection in group.projections]
+        self._down, self._up = _join_adapters(adapters, group.sizes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return y [T, outputs] and what the adapters make of x, [T, ranks]."""
+        weight = self._group.weight() if self._weight is None else self._weight
+        y = torch.nn.functional.linear(x, weight, self._bias())
+        if self._down is None or self._up is None:
+            return y, None
+        inner = torch.mm(x, self._down.t())
+        return y.addmm_(inner, self._up.t()), inner
+
+    def backward(self, grad: Tensor, *, needs_x: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Return the gradients in x and in what the adapters make of it."""
+        grad_inner = None if self._up is None else torch.mm(grad, self._up)
+        if not needs_x:
+            return None, grad_inner
+        weight = self._group.weight() if self._weight is None else self._weight
+        grad_x = torch.mm(grad, weight)
+        if grad_inner is not None:
+            grad_x.addmm_(grad_inner, self._down)
+        return grad_x, grad_inner
+
+    def parameter_grads(
+        self, grad: Tensor, grad_inner: Tensor | None, x: Tensor, inner: Tensor | None
+    ) -> list[Tensor]:
+        """Return the gradients of the parameters that learn, in the order of `trained`."""
+        grads: list[Tensor] = []
+        downs = None if grad_inner is None else torch.mm(grad_inner.t(), x)
+        ups = None if inner is None else torch.mm(grad.t(), inner)
+        row = rank = 0
+        for projection, size in zip(self._group.projections, self._group.sizes, strict=True):
+            rows = slice(row, row := row + size)
+            base, adapter = projection.base, projection.adapter
+            if base.weight.requires_grad:
+                grads.append(torch.mm(grad[:, rows].t(), x).to(base.weight.dtype))
+            if base.bias is not None and base.bias.requires_grad:
+                grads.append(grad[:, rows].sum(0, dtype=base.bias.dtype))
+            if adapter is not None:
+                down, up = adapter.down.weight, adapter.up.weight
+                ranks = slice(rank, rank := rank + len(down))
+                if down.requires_grad:
+                    grads.append(downs[ranks].to(down.dtype))
+                if up.requires_grad:
+                    grads.append(ups[rows, ranks].to(up.dtype).mul_(adapter.scale))
+        return grads
+
+    def _bias(self) -> Tensor | None:
+        bases = [projection.base for projection in self._group.projections]
+        if all(base.bias is None for base in bases):
+            return None
+        zeros = [base.weight.new_zeros(base.out_features, dtype=_DTYPE) for base in bases]
+        return torch.cat(
+            [
+                zero if base.bias is None else base.bias.to(_DTYPE)
+                for base, zero in zip(bases, zeros, strict=True)
+            ]
+        )
+
+
+def _join(weights: Sequence[nn.Parameter]) -> Tensor:
+    """Join frozen weights; each keeps its numbers as a view, so nothing is held twice."""
+    joined = torch.cat([weight.detach().to(_DTYPE) for weight in weights])
+    if all(weight.dtype == _DTYPE for weight in weights):
+        for weight, part in zip(weights, joined.split([len(w) for w in weights]), strict=True):
+            weight.data = part
+    return joined
+
+
+def _join_adapters(
+    adapters: Sequence[Adapter | None], sizes: Sequence[int]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return down [ranks, inputs] joined and, block by block and scaled, up [outputs, ranks]."""
+    ranks = [0 if adapter is None else len(adapter.down.weight) for adapter in adapters]
+    if not any(ranks):
+        return None, None
+    present = [adapter for adapter in adapters if adapter is not None]
+    down = torch.cat([adapter.down.weight.detach().to(_DTYPE) for adapter in present])
+    up = down.new_zeros(sum(sizes), sum(ranks))
+    row = rank = 0
+    for adapter, size, width in zip(adapters, sizes, ranks, strict=True):
+        if adapter is not None:
+            up[row : row + size, rank : rank + width] = adapter.up.weight.detach() * adapter.scale
+        row, rank = row + size, rank + width
+    return down, up
