@@ -17,14 +17,18 @@ from llmtuner.hparams.parser import parse
 from llmtuner.model.attention import VARLEN
 from llmtuner.model.precision import Precision
 from llmtuner.train.plan import machine
+from llmtuner.train.plan import memory as memory_module
 from llmtuner.train.plan.advice import advise
 from llmtuner.train.plan.disk import disk_of
 from llmtuner.train.plan.memory import Memory, Situation, estimate, sizes_of
 from llmtuner.train.plan.probe import _correct
 from llmtuner.train.plan.record import StepClock, add_actual, predict_run
+from llmtuner.train.plan.simulate import Pass
+from llmtuner.train.plan.skeleton import layers_of
 from llmtuner.train.plan.workload import lengths_of, work_of
 
 FP32 = Precision("fp32", pure=False, reason="test")
+BF16 = Precision("bf16", pure=False, reason="test")
 LENGTHS = (4, 9, 5, 30, 8, 7, 6)
 
 
@@ -132,17 +136,49 @@ def test_optimizer_states(configure, optim, states):
     assert (sizes.parameters.trainable, sizes.parameters.total) == (numbers, numbers)
 
 
-def test_zero_spreads_what_it_says(configure, tmp_path):
-    whole = situation_of(configure("--finetuning_type", "full"))
-    alone = sizes_of(whole, whole.build())
-    for stage, names in {1: ["optimizer"], 2: ["optimizer", "gradients"]}.items():
-        file = tmp_path / "ds.json"
-        file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-        config = configure("--finetuning_type", "full", "--deepspeed", str(file))
-        found = replace(situation_of(config), world_size=4)
-        sizes = vars(sizes_of(found, found.build()))
-        for name in ("weights", "gradients", "optimizer"):
-            assert sizes[name] == vars(alone)[name] / (4 if name in names else 1)
+@pytest.mark.parametrize(
+    ("precision", "stage", "per_weight"),
+    [
+        (FP32, 1, (4, 4, 12 / 4, 4 / 4)),
+        (FP32, 2, (4, 4 / 4, 12 / 4, 4 / 4)),
+        (BF16, 1, (2, 2, 12 / 4, 6 / 4)),
+        (BF16, 2, (2, 2 / 4, 12 / 4, 6 / 4)),
+        (BF16, 3, (2 / 4, 2 / 4, 12 / 4, 6 / 4)),
+    ],
+    ids=str,
+)
+def test_zero_spreads_what_it_says(configure, tmp_path, precision, stage, per_weight):
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    config = configure("--finetuning_type", "full", "--deepspeed", str(file))
+    situation = replace(situation_of(config), world_size=4, precision=precision)
+    model = situation.build()
+    sizes = sizes_of(situation, model)
+    numbers = sizes.parameters.total
+    block = 2 * sum(p.numel() for p in layers_of(model)[0].parameters())
+    gathered = 2 * block if stage == 3 else 0
+    found = (sizes.weights - gathered, sizes.gradients, sizes.optimizer, sizes.update)
+    assert found == pytest.approx(tuple(numbers * size for size in per_weight))
+    assert sizes.optimizer_file == 12 * numbers
+    alone = replace(situation, world_size=1)
+    assert sizes_of(alone, model).weights == numbers * (4 if precision is FP32 else 2)
+
+
+@pytest.mark.parametrize(("stage", "share"), [(1, 1.0), (2, 0.25), (3, 0.25)])
+def test_zero_2_keeps_its_share_of_a_gradient_that_arrives(
+    configure, tmp_path, monkeypatch, stage, share
+):
+    seen = []
+    monkeypatch.setattr(
+        memory_module,
+        "simulate",
+        lambda build, batches, setting: seen.append(setting) or Pass(0, 0, 0, 0, 0),
+    )
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    config = configure("--finetuning_type", "full", "--deepspeed", str(file))
+    estimate(replace(situation_of(config), world_size=4), workload_of(config), baseline=0.0)
+    assert [setting.gradient_share for setting in seen] == [share]
 
 
 def test_quantised_weights_are_counted_in_full_and_held_packed(configure):
@@ -154,15 +190,47 @@ def test_quantised_weights_are_counted_in_full_and_held_packed(configure):
     assert packed.weights < 0.8 * whole.weights
 
 
+@pytest.mark.parametrize(
+    ("words", "steps", "passes"),
+    [("", 4, 1), ("--gradient_accumulation_steps 2", 2, 2), ("--max_steps 1", 1, 1)],
+)
+def test_the_training_peak_adds_up(configure, words, steps, passes):
+    config = configure(
+        *("--finetuning_type", "full", "--per_device_train_batch_size", "2", *words.split()),
+        *("--num_train_epochs", "1"),
+    )
+    workload = workload_of(config)
+    memory, work, sizes = estimate(situation_of(config), workload, baseline=1000.0)
+    assert (workload.steps, workload.micro_batches) == (steps, passes)
+    lasting = 1000 + sizes.weights + (sizes.optimizer if steps > 1 else 0)
+    during = work.peak_bytes + (sizes.gradients if passes > 1 else 0)
+    update = sizes.gradients + (0 if steps > 1 else sizes.optimizer)
+    assert memory.train_peak == lasting + max(during, update)
+    assert memory.working == work.peak_bytes > 0
+
+
+def test_files_are_in_memory_while_they_are_loaded(configure, model_dir):
+    config = configure("--finetuning_type", "full")
+    situation, workload = situation_of(config), workload_of(config)
+    memory, _, sizes = estimate(situation, workload, baseline=1000.0)
+    files = (model_dir / "model.safetensors").stat().st_size
+    assert memory.load_peak == 1000 + sizes.weights + files
+    scratch = configure("--finetuning_type", "full", "--train_from_scratch")
+    memory, _, _ = estimate(situation_of(scratch), workload, baseline=1000.0)
+    assert memory.load_peak == 1000 + sizes.weights
+
+
 def test_the_peak_is_the_worst_of_loading_training_and_evaluating(configure):
     config = configure("--finetuning_type", "full", "--do_eval", "--val_size", "0.1")
     data = data_of(evals=(60,) * 40)
     memory, _, sizes = estimate(situation_of(config), workload_of(config, data), baseline=1000.0)
-    assert memory.train_peak >= 1000 + sizes.weights + sizes.optimizer + sizes.gradients
-    assert memory.load_peak > 1000 + sizes.weights
+    logits = 4 * 50 * 8 * 59  # float32, of a batch of 8
+    assert memory.eval_peak > 1000 + sizes.weights + sizes.optimizer + logits
     assert memory.peak == max(memory.load_peak, memory.train_peak, memory.eval_peak)
     moved = memory.with_baseline(3000.0)
-    assert moved.peak == memory.peak + 2000
+    for name in ("baseline", "load_peak", "train_peak", "eval_peak", "peak"):
+        assert getattr(moved, name) == getattr(memory, name) + 2000
+    assert replace(memory, eval_peak=0.0).with_baseline(3000.0).eval_peak == 0
     assert Memory(**vars(memory)).to_dict()["peak_bytes"] == round(memory.peak)
 
 
@@ -206,6 +274,12 @@ def test_advice_stops_when_it_fits(configure):
         ("--save_strategy no", 0),
         ("--save_steps 4", 3),
         ("--save_steps 4 --save_total_limit 1", 2),
+        (
+            "--save_steps 5 --save_total_limit 1 --load_best_model_at_end --eval_strategy steps"
+            " --eval_steps 5 --val_size 0.1",
+            3,
+        ),
+        ("--save_steps 0.25", 4),
         ("--save_steps 100", 1),
         ("--save_strategy epoch", 2),
     ],
@@ -222,6 +296,7 @@ def test_checkpoints(configure, words, count):
     assert disk.checkpoints == count
     assert disk.checkpoint_bytes - disk.model_bytes == sizes.optimizer_file
     assert disk.total_bytes == disk.model_bytes + count * disk.checkpoint_bytes
+    assert disk.model_bytes - sizes.saved > 500  # the tokenizer and the settings too
     assert disk.free_bytes > 0
 
 

@@ -77,6 +77,22 @@ def test_shapes_need_what_real_tensors_need(method, recompute, precision):
     assert simulated.flops == meter.flops
 
 
+def test_the_meter_counts_bytes_that_live():
+    given = torch.zeros(1000)  # made before: not counted
+    with _Meter(1.0) as meter:
+        first = given.exp()  # 4,000 bytes
+        second = first.double()  # and 8,000
+        view = second[:10]
+        assert meter.take_peak() == 12_000
+        del first, second
+        assert meter.take_peak() == 12_000
+        assert meter.take_peak() == 8_000  # the view keeps the whole
+        del view
+        torch.mm(torch.zeros(3, 5), torch.zeros(5, 7))
+    assert meter.flops == 2 * 3 * 5 * 7
+    assert meter.moved_bytes == 8_000 + 12_000 + 4 * (15 + 35) + 4 * (15 + 35 + 21)
+
+
 @pytest.mark.parametrize(("method", "has_gradients"), [("full", True), ("lora", False)])
 def test_depth_is_a_straight_line(monkeypatch, method, has_gradients):
     setting = Setting(BF16, VARLEN, has_gradients=has_gradients)

@@ -62,12 +62,18 @@ class Situation:
             return 0
         return int(read_json(Path(path)).get("zero_optimization", {}).get("stage", 0))
 
+    @property
+    def held(self) -> Precision:
+        """The number types that the model is held in; under DeepSpeed all of it is short."""
+        is_short = self.zero_stage > 0 and self.precision.name != "fp32"
+        return replace(self.precision, pure=True) if is_short else self.precision
+
     def build(self) -> Model:
         """Return the model without numbers."""
         return build_skeleton(
             self.config,
             device_type=self.device_type,
-            precision=self.precision,
+            precision=self.held,
             attention=self.attention,
             tokenizer=self.tokenizer,
         )
@@ -81,6 +87,7 @@ class Sizes:
         weights: all of them.
         gradients: of the weights that learn, when complete.
         optimizer: its states, and its float32 weights under DeepSpeed.
+        update: copies of gradients that DeepSpeed makes for the optimizer's step.
         saved: the final model or adapter on disk.
         optimizer_file: states in a checkpoint, over all ranks.
         parameters: counts.
@@ -89,6 +96,7 @@ class Sizes:
     weights: float
     gradients: float
     optimizer: float
+    update: float
     saved: float
     optimizer_file: float
     parameters: TrainableParameters
@@ -156,20 +164,21 @@ def sizes_of(situation: Situation, model: Model) -> Sizes:
     learning = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     numbers = sum(p.numel() for p in learning)
-    trained_bytes = float(_bytes(learning))
-    states = trained_bytes * _states_per_weight(situation.config.train.optim)
+    gradients = float(_bytes(learning))
+    weights, full = gradients + _bytes(frozen), 4.0 * numbers
+    optimizer = (full if stage else gradients) * _states_per_weight(situation.config.train.optim)
     if "8bit" in situation.config.train.optim or "4bit" in situation.config.train.optim:
-        states /= 4
-    weights, gradients, optimizer = trained_bytes + _bytes(frozen), trained_bytes, states
-    if stage and situation.precision.name != "fp32":
-        # DeepSpeed computes with weights of the short type and keeps float32 ones beside them.
-        weights, gradients = 2.0 * numbers + _bytes(frozen), 2.0 * numbers
-        optimizer = states + 4.0 * numbers
-    saved = trained_bytes if situation.config.method.uses_adapters else weights
+        optimizer /= 4
+    update = 0.0
+    if stage:  # float32 weights beside the model's, and gradients in one piece, then in float32
+        optimizer += full
+        update = gradients + (0.0 if situation.precision.name == "fp32" else full)
+    saved = gradients if situation.config.method.uses_adapters else weights
     return Sizes(
-        weights=weights / ranks + _gathered(model) if stage >= _ZERO_WEIGHTS else weights,
+        weights=weights / ranks + _gathered(model, ranks) if stage >= _ZERO_WEIGHTS else weights,
         gradients=gradients / ranks if stage >= _ZERO_GRADIENTS else gradients,
         optimizer=optimizer / ranks if stage else optimizer,
+        update=update / ranks,
         saved=saved,
         optimizer_file=optimizer,
         parameters=TrainableParameters(numbers, numbers + _num_weights(model, frozen)),
@@ -186,19 +195,19 @@ def estimate(
     """
     sizes = sizes_of(situation, situation.build())
     keeps = workload.micro_batches > 1
-    share = sizes.gradients / max(_trained(sizes), 1)
+    is_shared = situation.zero_stage >= _ZERO_GRADIENTS
     setting = Setting(
-        precision=situation.precision,
+        precision=situation.held,
         attention=situation.attention,
         has_gradients=keeps,
-        gradient_share=min(1.0, share),
+        gradient_share=1 / situation.world_size if is_shared else 1.0,
         label_smoothing=float(situation.config.train.other.get("label_smoothing_factor", 0.0)),
     )
     run = partial(simulate, situation.build)
     work = run([workload.largest], setting)
     lasting = sizes.weights + (sizes.optimizer if workload.steps > 1 else 0.0)
     during = work.peak_bytes + (sizes.gradients if keeps else 0.0)
-    after = sizes.gradients + (0.0 if workload.steps > 1 else sizes.optimizer)
+    after = sizes.gradients + sizes.update + (0.0 if workload.steps > 1 else sizes.optimizer)
     evaluating = 0.0
     if workload.largest_eval is not None:
         check = replace(setting, trains=False, has_gradients=False)
@@ -215,10 +224,6 @@ def estimate(
         eval_peak=evaluating,
     )
     return memory, work, sizes
-
-
-def _trained(sizes: Sizes) -> float:
-    return float(sizes.parameters.trainable * torch.float32.itemsize)
 
 
 def _mapped_bytes(situation: Situation) -> float:
@@ -246,6 +251,8 @@ def _num_weights(model: Model, frozen: list[torch.nn.Parameter]) -> int:
     return sum(p.numel() for p in frozen) - stored + sum(layer.num_weights for layer in packed)
 
 
-def _gathered(model: Model) -> float:
+def _gathered(model: Model, ranks: int) -> float:
     """Return what ZeRO-3 holds whole at a time: about one block, and the next on its way."""
+    if ranks == 1:  # nothing to gather
+        return 0.0
     return 2.0 * max(_bytes(list(layer.parameters())) for layer in layers_of(model))
