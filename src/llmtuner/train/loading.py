@@ -26,6 +26,11 @@ def choose_attention(config: RunConfig, device_type: str) -> str:
     return pick_attention(config.model.flash_attn, device_type, config=model_config)
 
 
+def wants_fast_layers(config: RunConfig, *, device_type: str, attention: str) -> bool:
+    """Tell whether layers that are known compute with the fast kernels."""
+    return config.model.fast_kernels and device_type == "cpu" and attention == VARLEN
+
+
 def load_for_run(
     config: RunConfig,
     *,
@@ -45,7 +50,7 @@ def load_for_run(
         tokenizer=tokenizer,
         max_tokens=config.data.cutoff_len,
     )
-    if config.model.fast_kernels and device_type == "cpu" and attention == VARLEN:
+    if wants_fast_layers(config, device_type=device_type, attention=attention):
         use_fast_layers(model)
     choice = pick_gradient_checkpointing(
         config.model, asked=config.train.gradient_checkpointing, device_type=device_type

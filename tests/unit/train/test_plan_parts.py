@@ -147,7 +147,7 @@ def test_optimizer_states(configure, optim, states):
     ],
     ids=str,
 )
-def test_zero_spreads_what_it_says(configure, tmp_path, precision, stage, per_weight):
+def test_zero_spreads_what_it_says(configure, tmp_path, monkeypatch, precision, stage, per_weight):
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     config = configure("--finetuning_type", "full", "--deepspeed", str(file))
@@ -162,6 +162,10 @@ def test_zero_spreads_what_it_says(configure, tmp_path, precision, stage, per_we
     assert sizes.optimizer_file == 12 * numbers
     alone = replace(situation, world_size=1)
     assert sizes_of(alone, model).weights == numbers * (4 if precision is FP32 else 2)
+    monkeypatch.setattr(memory_module, "simulate", lambda *given: Pass(1, 0, 0, 0, 0))
+    memory, _, _ = estimate(situation, workload_of(config), baseline=0.0)
+    held = sizes.weights + sizes.optimizer
+    assert memory.train_peak == held + sizes.gradients + sizes.update
 
 
 @pytest.mark.parametrize(("stage", "share"), [(1, 1.0), (2, 0.25), (3, 0.25)])
@@ -190,11 +194,15 @@ def test_quantised_weights_are_counted_in_full_and_held_packed(configure):
     assert packed.weights < 0.8 * whole.weights
 
 
+@pytest.mark.parametrize("working", [None, 1.0], ids=["activations", "update"])
 @pytest.mark.parametrize(
     ("words", "steps", "passes"),
     [("", 4, 1), ("--gradient_accumulation_steps 2", 2, 2), ("--max_steps 1", 1, 1)],
 )
-def test_the_training_peak_adds_up(configure, words, steps, passes):
+def test_the_training_peak_adds_up(configure, monkeypatch, words, steps, passes, working):
+    if working is not None:
+        only = Pass(working, 0, 0, 0, 0)
+        monkeypatch.setattr(memory_module, "simulate", lambda build, batches, setting: only)
     config = configure(
         *("--finetuning_type", "full", "--per_device_train_batch_size", "2", *words.split()),
         *("--num_train_epochs", "1"),

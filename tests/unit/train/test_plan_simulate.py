@@ -16,10 +16,21 @@ from transformers import (
 )
 
 from llmtuner.model.attention import VARLEN, pick_attention, register_varlen
+from llmtuner.model.fast.kernels import load_kernels
+from llmtuner.model.fast.layer import use_fast_layers
 from llmtuner.model.gradient_checkpointing import enable_gradient_checkpointing
+from llmtuner.model.head import head_loss, passing_on
 from llmtuner.model.precision import Precision
 from llmtuner.train.plan import simulate as simulation
-from llmtuner.train.plan.simulate import MicroBatch, Setting, _backward, _loss, _Meter, simulate
+from llmtuner.train.plan.simulate import (
+    MicroBatch,
+    Setting,
+    _backward,
+    _flat_inputs,
+    _loss,
+    _Meter,
+    simulate,
+)
 from llmtuner.train.plan.skeleton import (
     Model,
     QuantisedLinear,
@@ -91,6 +102,32 @@ def test_the_meter_counts_bytes_that_live():
         torch.mm(torch.zeros(3, 5), torch.zeros(5, 7))
     assert meter.flops == 2 * 3 * 5 * 7
     assert meter.moved_bytes == 8_000 + 12_000 + 4 * (15 + 35) + 4 * (15 + 35 + 21)
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no compiler: no fast layers")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_fast_layers_need_what_real_ones_need(method):
+    setting = Setting(BF16, VARLEN, is_fast=True)
+    simulated = simulate(lambda: build(method), [BATCH], setting)
+    model = build(method, device="cpu").train()
+    assert use_fast_layers(model) == 2
+    head, borders = model.get_output_embeddings(), torch.tensor([0, 13, 33], dtype=torch.int32)
+
+    def real_loss() -> torch.Tensor:
+        targets, kept = torch.zeros(25, dtype=torch.long), torch.arange(25)
+        inputs = {**_flat_inputs(BATCH), "cu_seq_lens_q": borders, "logits_to_keep": kept}
+        with BF16.autocast("cpu"), passing_on(head):
+            rows = model(**inputs, use_cache=False)["logits"][0]
+        return head_loss(rows, head, targets, dtype=BF16.dtype, smoothing=0.0)
+
+    with _Meter(1.0) as meter:
+        loss = real_loss()
+        forward = meter.take_peak()
+        begin, end = _backward(model, loss, meter)
+    found = (simulated.forward_bytes, simulated.backward_begin_bytes, simulated.backward_end_bytes)
+    assert found == pytest.approx((forward, begin, end), rel=0.01)
+    slow = simulate(lambda: build(method), [BATCH], replace(setting, is_fast=False))
+    assert simulated.moved_bytes < 0.7 * slow.moved_bytes
 
 
 @pytest.mark.parametrize(("method", "has_gradients"), [("full", True), ("lora", False)])

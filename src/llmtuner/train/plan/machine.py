@@ -14,7 +14,7 @@ _CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-_MEASURE_S = 0.15
+_MEASURE_S = 0.03
 _COPY_BYTES = 32 * 2**20
 _KIB = 1024
 

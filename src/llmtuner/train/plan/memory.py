@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from llmtuner.model.load import load_config
 from llmtuner.model.parameters import TrainableParameters
 from llmtuner.model.precision import Precision
 from llmtuner.model.weights import weight_files
+from llmtuner.train.loading import wants_fast_layers
 from llmtuner.train.plan.simulate import Pass, Setting, simulate
 from llmtuner.train.plan.skeleton import Model, QuantisedLinear, build_skeleton, layers_of
 from llmtuner.train.plan.workload import Workload
@@ -193,7 +193,8 @@ def estimate(
     Returns:
         The memory, the work of the largest micro-batch, and the sizes.
     """
-    sizes = sizes_of(situation, situation.build())
+    model = situation.build()
+    sizes = sizes_of(situation, model)
     keeps = workload.micro_batches > 1
     is_shared = situation.zero_stage >= _ZERO_GRADIENTS
     setting = Setting(
@@ -201,17 +202,20 @@ def estimate(
         attention=situation.attention,
         has_gradients=keeps,
         gradient_share=1 / situation.world_size if is_shared else 1.0,
+        is_fast=wants_fast_layers(
+            situation.config, device_type=situation.device_type, attention=situation.attention
+        ),
         label_smoothing=float(situation.config.train.other.get("label_smoothing_factor", 0.0)),
     )
-    run = partial(simulate, situation.build)
-    work = run([workload.largest], setting)
+    work = simulate(lambda: model, [workload.largest], setting)  # which cuts the model
     lasting = sizes.weights + (sizes.optimizer if workload.steps > 1 else 0.0)
     during = work.peak_bytes + (sizes.gradients if keeps else 0.0)
     after = sizes.gradients + sizes.update + (0.0 if workload.steps > 1 else sizes.optimizer)
     evaluating = 0.0
     if workload.largest_eval is not None:
         check = replace(setting, trains=False, has_gradients=False)
-        evaluating = run([workload.largest_eval], check).peak_bytes + sizes.weights
+        evaluating = simulate(situation.build, [workload.largest_eval], check).peak_bytes
+        evaluating += sizes.weights
         evaluating += sizes.optimizer + baseline
     memory = Memory(
         baseline=baseline,

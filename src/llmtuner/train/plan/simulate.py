@@ -7,6 +7,7 @@ themselves, whatever the architecture; there is no formula per model.
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from llmtuner.model.attention import supports_kept_logits, uses_flat_batches
+from llmtuner.model.fast.layer import use_fast_layers
+from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 from llmtuner.model.precision import Precision
 from llmtuner.train.plan.skeleton import (
     Model,
@@ -93,6 +96,7 @@ class Setting:
         has_gradients: earlier micro-batches of the step have left their gradients.
         gradient_share: share of each gradient that this rank keeps (ZeRO 2 and 3).
         label_smoothing: of the loss.
+        is_fast: the layers that are known compute with the fast kernels.
     """
 
     precision: Precision
@@ -101,6 +105,7 @@ class Setting:
     has_gradients: bool = False
     gradient_share: float = 1.0
     label_smoothing: float = 0.0
+    is_fast: bool = False
 
 
 _SHALLOW = (2, 3)
@@ -134,7 +139,11 @@ def simulate(build: Callable[[], Model], batches: Sequence[MicroBatch], setting:
 def _simulate_model(model: Model, batches: Sequence[MicroBatch], setting: Setting) -> Pass:
     with FakeTensorMode(allow_non_fake_inputs=True):
         give_fake_numbers(model)
+        if setting.is_fast:
+            use_fast_layers(model)  # now, as it joins weights
         passes = [_simulate_batch(model, batch, setting) for batch in batches]
+    for layer in layers_of(model):
+        vars(layer).pop("forward", None)  # the next simulation joins its own weights
     return max(passes, key=lambda one: one.peak_bytes)
 
 
@@ -157,25 +166,27 @@ def _simulate_batch(model: Model, batch: MicroBatch, setting: Setting) -> Pass:
 
 def _loss(model: Model, batch: MicroBatch, setting: Setting) -> Tensor:
     """Run the model and the loss as `LlmTrainer` does."""
-    kept = torch.zeros(batch.num_kept, dtype=torch.long)
     targets = torch.zeros(batch.num_kept, dtype=torch.long)
-    with setting.precision.autocast("cpu"):
-        if uses_flat_batches(setting.attention):
-            inputs = _flat_inputs(batch)
-        else:
-            inputs = _padded_inputs(batch)
-        if uses_flat_batches(setting.attention) and supports_kept_logits(model):
-            outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
-            logits = outputs["logits"][0]
-        else:
-            outputs = model(**inputs, use_cache=False)
-            logits = outputs["logits"].flatten(0, 1)[kept]
-        if not setting.trains:
-            return F.cross_entropy(logits.float(), targets, reduction="sum")
-        loss = F.cross_entropy(
-            logits.float(), targets, reduction="sum", label_smoothing=setting.label_smoothing
-        )
-    return loss  # `outputs` and `logits` end here, as they do in the trainer
+    head, dtype = separable_head(model), setting.precision.dtype
+    with setting.precision.autocast("cpu"), nullcontext() if head is None else passing_on(head):
+        rows = _kept_rows(model, batch, is_flat=uses_flat_batches(setting.attention))
+    smoothing = setting.label_smoothing
+    if head is not None and not setting.trains:
+        return head_metrics(rows, head, targets, dtype=dtype)[0]
+    if head is not None:
+        return head_loss(rows, head, targets, dtype=dtype, smoothing=smoothing)
+    return F.cross_entropy(rows.float(), targets, reduction="sum", label_smoothing=smoothing)
+
+
+def _kept_rows(model: Model, batch: MicroBatch, *, is_flat: bool) -> Tensor:
+    """Return what stands before the trained tokens: logits, or hidden states without a head."""
+    kept = torch.zeros(batch.num_kept, dtype=torch.long)
+    inputs = _flat_inputs(batch) if is_flat else _padded_inputs(batch)
+    if is_flat and supports_kept_logits(model):
+        rows: Tensor = model(**inputs, logits_to_keep=kept, use_cache=False)["logits"][0]
+    else:
+        rows = model(**inputs, use_cache=False)["logits"].flatten(0, 1)[kept]
+    return rows
 
 
 def _backward(model: Model, loss: Tensor, meter: "_Meter") -> tuple[float, float]:
@@ -216,6 +227,12 @@ class _Borders:
 
     def tolist(self) -> list[int]:
         return self._lengths
+
+    def __len__(self) -> int:
+        return len(self._lengths) + 1
+
+    def is_contiguous(self) -> bool:
+        return True
 
 
 def _flat_inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _without_weights(config: RunConfig) -> RunConfig:
         adapter_name_or_path=None,
         quantization_bit=None,
         print_param_status=False,
-        fast_kernels=False,
+        fast_kernels=False,  # put in where the model has fake numbers
     )
     return replace(config, model=model, lora=lora)
 
