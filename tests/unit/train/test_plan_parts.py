@@ -16,6 +16,7 @@ from llmtuner.data.build import BuiltData
 from llmtuner.hparams.parser import parse
 from llmtuner.model.attention import VARLEN
 from llmtuner.model.precision import Precision
+from llmtuner.train.plan import forecast as forecast_module
 from llmtuner.train.plan import machine
 from llmtuner.train.plan import memory as memory_module
 from llmtuner.train.plan.advice import advise
@@ -335,6 +336,17 @@ def test_speed_is_measured(monkeypatch):
     speed = machine.measure_speed("cpu", torch.float32, shape=(64, 64, 64))
     assert speed.flops > 1e6
     assert speed.copied_bytes > 1e6
+
+
+# ---- time ----
+
+
+def test_seconds_are_work_over_speed(configure):
+    workload = replace(workload_of(configure()), micro_batches=3, mean_tokens=5.0)
+    largest = Pass(0, 0, 0, flops=100.0, moved_bytes=40.0)
+    worth = 3 * 5 / workload.largest.num_tokens  # of the largest micro-batch
+    found = forecast_module._seconds(workload, largest, machine.Speed(10.0, 20.0), 50)
+    assert found == pytest.approx(worth * (100 / 10 + 40 / 20) + 50 * 8 * 4 / 20)
 
 
 # ---- record ----
