@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from tiny_training import samples, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtuner.data.build import BuiltData
+from llmtuner.extras.errors import ConfigError, LlmtunerError
 from llmtuner.hparams.parser import parse
 from llmtuner.model.attention import VARLEN
 from llmtuner.model.precision import Precision
@@ -22,7 +25,7 @@ from llmtuner.train.plan import memory as memory_module
 from llmtuner.train.plan.advice import advise
 from llmtuner.train.plan.disk import disk_of
 from llmtuner.train.plan.memory import Memory, Situation, estimate, sizes_of
-from llmtuner.train.plan.probe import _correct
+from llmtuner.train.plan.probe import _correct, _settings, run_probe
 from llmtuner.train.plan.record import StepClock, add_actual, predict_run
 from llmtuner.train.plan.simulate import Pass
 from llmtuner.train.plan.skeleton import layers_of
@@ -376,3 +379,34 @@ def test_a_probe_corrects_by_what_is_beside_the_baseline():
     actual = {"peak_bytes": 850, "seconds_per_step": 2.0}
     probe = _correct(planned, {"predicted": predicted, "actual": actual})
     assert (probe.corrected_peak_bytes, probe.corrected_seconds_per_step) == (1600, 6.0)
+
+
+def test_a_probe_is_two_steps_that_leave_nothing(configure, tmp_path):
+    config = configure(
+        *("--do_eval", "--val_size", "0.1", "--save_steps", "5", "--learning_rate", "1e-3"),
+        *("--tokenized_path", str(tmp_path / "gone"), "--probe", "--report_to", "wandb"),
+    )
+    found = _settings(config, tmp_path / "run")
+    assert not {"do_eval", "tokenized_path", "probe"} & set(found)
+    assert (found["max_steps"], found["save_strategy"], found["report_to"]) == (2, "no", "none")
+    assert found["output_dir"] == str(tmp_path / "run")
+    assert (found["learning_rate"], found["val_size"]) == (1e-3, 0.1)  # as the run will
+
+
+@pytest.mark.parametrize(("code", "words"), [(-9, "signal 9; memory"), (3, "b | c | d")])
+def test_a_probe_that_fails_says_why(configure, monkeypatch, code, words):
+    done = subprocess.CompletedProcess([], code, "", "a\nb\n\nc\nd\n")
+    monkeypatch.setattr("subprocess.run", lambda *given, **named: done)
+    with pytest.raises(LlmtunerError, match=re.escape(words)):
+        run_probe(configure(), SimpleNamespace(world_size=1))
+
+
+def test_a_probe_is_one_process(configure):
+    with pytest.raises(ConfigError, match="one process"):
+        run_probe(configure(), SimpleNamespace(world_size=2))
+
+
+def test_no_prediction_no_ratio():
+    planned = SimpleNamespace(memory=None, flops=1.0)
+    probe = _correct(planned, {"actual": {"peak_bytes": 7, "seconds_per_step": 2.0}})
+    assert (probe.corrected_peak_bytes, probe.corrected_seconds_per_step) == (7, 2.0)
