@@ -56,12 +56,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running contender ends too
     all_peers = load_peers()
     peers = _chosen(all_peers, options.peers)
+    parameters = num_parameters(options.model)  # bad input shows before gigabytes are installed
+    data_dirs = _write_data(options)
     for name in sorted({peer.environment or peer.name for peer in peers}):
         prepare_environment(all_peers[name], options.peers_dir)
     machine = measure_machine()
     print(_machine_line(machine), flush=True)
-    parameters = num_parameters(options.model)
-    data_dirs = _write_data(options)
     outcomes, near = [], True
     for method in options.methods.split(","):
         outcome = Outcome(method)

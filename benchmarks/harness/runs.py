@@ -27,6 +27,8 @@ def run_contender(contender: Contender, launch: Launch, *, timeout_s: float) -> 
     folder = launch.output_dir
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "probe").mkdir(parents=True)
+    for lock in folder.parent.glob("torch_extensions/**/lock"):
+        lock.unlink()  # of a run that was ended while it compiled; the next one would wait for ever
     words = contender.command(launch)
     start = time.monotonic()
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
@@ -56,7 +58,7 @@ def _environment(contender: Contender, folder: Path, start: float) -> dict[str, 
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "cache"),
         "LLMTUNER_CACHE": str(folder / "cache"),
-        # Compiled once and kept: a lock that a killed process left elsewhere must not stop us.
+        # Our own: a lock that some killed process left in the user's must not stop us.
         "TORCH_EXTENSIONS_DIR": str(folder.parent / "torch_extensions"),
         "CUDA_VISIBLE_DEVICES": "",
         "WANDB_DISABLED": "true",
