@@ -106,16 +106,18 @@ def _take_apart(renderer: "_Renderer", bos: str) -> Turns:
     told = renderer.render([("system", _SYSTEM), ("user", _USER)])
     system_start, rest = _split(told, _SYSTEM)
     after_system = _split(rest, _USER)[0]
-    user_start = _common_end(before, after_answer, after_system)
     # Some models call the mark of every turn their bos_token; that one belongs to the turns.
     is_start = bos and system_start.startswith(bos) and renderer.render(chat).count(bos) == 1
     start = bos if is_start else ""
+    # Without the start, whose last letters may be those of an end of turn: `…text|>`, `…eot_id|>`.
+    before = _after(before, start)
+    user_start = _common_end(before, after_answer, after_system)
     around = {
         "system": (system_start.removeprefix(start), _before(after_system, user_start)),
         "user": (user_start, ""),
         "assistant": (answer_start, _before(after_answer, user_start)),
     }
-    return Turns(around, prompt, start, _after(_before(before, user_start), start))
+    return Turns(around, prompt, start, _before(before, user_start))
 
 
 class _Renderer:

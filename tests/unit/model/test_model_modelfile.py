@@ -18,6 +18,11 @@ DEFAULT_SYSTEM = (
     "{% endif %}"
 ) + CHATML
 LLAMA = "{{ bos_token }}" + CHATML
+LLAMA_3 = (
+    "{% for m in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + m.role +"
+    " '<|end_header_id|>\n\n' + m.content | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
 SEPARATED = (
     "{% for m in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}"
     "{{ m.role + ': ' + m.content }}{% endfor %}{{ '\nassistant: ' }}"
@@ -57,7 +62,9 @@ def go_render(modelfile: str, chat: list[tuple[str, str]]) -> str:
     return start + "".join(fill(branches[role], text) for role, text in chat) + fill(prompt, "")
 
 
-@pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, LLAMA, SEPARATED, SYSTEM_IN_USER])
+@pytest.mark.parametrize(
+    "template", [CHATML, DEFAULT_SYSTEM, LLAMA, LLAMA_3, SEPARATED, SYSTEM_IN_USER]
+)
 def test_modelfile_renders_as_the_template(template: str, tmp_path: Path) -> None:
     modelfile = write(tmp_path, template)
     tokenizer = tiny_tokenizer()
