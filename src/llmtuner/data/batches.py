@@ -89,10 +89,15 @@ class StepBatches:
             yield from self._deal(order[start : start + step_size])
 
     def _deal(self, units: np.ndarray) -> Iterator[list[int]]:
+        """Yield this rank's share of each pass; shares differ by one unit at most."""
         passes = self._passes(len(units))
-        parts = np.array_split(units, passes * self.layout.world_size)
+        if passes == 0:
+            return
+        share, rest = divmod(len(units), passes * self.layout.world_size)
         for index in range(passes):
-            own = parts[index * self.layout.world_size + self.layout.rank]
+            place = index * self.layout.world_size + self.layout.rank
+            start = place * share + min(place, rest)
+            own = units[start : start + share + (place < rest)]
             yield [number for unit in own.tolist() for number in self._members(unit)]
 
     def _passes(self, num_units: int) -> int:

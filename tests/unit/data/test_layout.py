@@ -1,6 +1,7 @@
 """Packing, dealing out and collating: nothing lost, nothing twice, the same steps everywhere."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -77,6 +78,43 @@ def test_every_layout_trains_the_same_steps(ranks: list[Layout], num_samples: in
     expected = steps_of([Layout(8)], num_samples, epoch=1)
     assert steps_of(ranks, num_samples, epoch=1) == expected
     assert sorted(itertools.chain.from_iterable(expected)) == list(range(num_samples))
+
+
+@pytest.mark.parametrize("world", [1, 2, 8, 64, 512, 4096])
+def test_up_to_4096_ranks_take_the_order_of_one_rank_apart(world: int) -> None:
+    (whole,) = StepBatches(4100, layout=Layout(4100), seed=5, shuffle=True)
+    passes = 4096 // world  # so that a step is 4,096 samples, whoever takes them
+    layouts = [Layout(1, passes, rank, world) for rank in range(world)]
+    per_rank = [list(StepBatches(4100, layout=one, seed=5, shuffle=True)) for one in layouts]
+    dealt = [batch for one_pass in zip(*per_rank, strict=True) for batch in one_pass]
+    assert [number for batch in dealt for number in batch] == whole
+    assert len(dealt) == 4096 + math.ceil(4 / world) * world
+
+
+class Rows:
+    """A data set that remembers which rows were read."""
+
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, number: int) -> int:
+        self.read.append(number)
+        return number
+
+
+def test_a_rank_reads_its_own_rows_only() -> None:
+    read = []
+    for rank in range(4):
+        rows = Rows()
+        batches = StepBatches(100, layout=Layout(3, 2, rank, 4), seed=1, shuffle=True)
+        loader = torch.utils.data.DataLoader(rows, batch_sampler=batches, collate_fn=list)
+        assert [number for batch in loader for number in batch] == rows.read
+        assert len(rows.read) in (25, 26, 24)
+        read += rows.read
+    assert sorted(read) == list(range(100))
 
 
 def test_epochs_have_different_orders_and_no_shuffle_keeps_the_file_order() -> None:
