@@ -86,6 +86,7 @@ def test_lengths_are_counted_as_the_collator_does():
     [
         ("--per_device_train_batch_size 2 --num_train_epochs 2", 8, 1),
         ("--per_device_train_batch_size 2 --gradient_accumulation_steps 2", 6, 2),
+        ("--per_device_train_batch_size 2 --gradient_accumulation_steps 3", 6, 3),
         ("--per_device_train_batch_size 2 --max_steps 5", 5, 1),
         ("--per_device_train_batch_size 4 --num_train_epochs 0.5", 1, 1),
     ],
