@@ -14,6 +14,7 @@ from harness.results import Measured, read_probes
 
 _PROBE = Path(__file__).parents[1] / "probe"
 _TOLD_LINES = 200
+_TIMED_OUT = 124  # as the command `timeout` says it
 
 
 def run_contender(contender: Contender, launch: Launch, *, timeout_s: float) -> Measured:
@@ -75,7 +76,7 @@ def _wait(
     try:
         return child.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        return 124
+        return _TIMED_OUT
     finally:  # ranks that a launcher left behind belong to the group that we made
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -84,6 +85,8 @@ def _wait(
 
 def failure_reason(lines: Sequence[str], *, code: int) -> str:
     """Return the line that says why a process failed: the last one that names an error."""
+    if code == _TIMED_OUT:
+        return "it took longer than --timeout allows"
     named = [line.strip() for line in lines if "Error" in line and not line.startswith(" ")]
     told = named or [line.strip() for line in lines if line.strip()]
     return f"exit code {code}: {told[-1][:300] if told else 'it said nothing'}"

@@ -129,15 +129,16 @@ def test_unusable_rows_are_told(tmp_path, text, told):
 
 
 @pytest.mark.parametrize(
-    ("lines", "reason"),
+    ("code", "lines", "reason"),
     [
-        (["ValueError: bad", "  raise Error", "", "bye"], "exit code 1: ValueError: bad"),
-        (["starting", "Killed", ""], "exit code 1: Killed"),
-        ([], "exit code 1: it said nothing"),
+        (124, ["anything"], "it took longer than --timeout allows"),
+        (1, ["ValueError: bad", "  raise Error", "", "bye"], "exit code 1: ValueError: bad"),
+        (1, ["starting", "Killed", ""], "exit code 1: Killed"),
+        (1, [], "exit code 1: it said nothing"),
     ],
 )
-def test_the_reason_of_a_failure(lines, reason):
-    assert failure_reason(lines, code=1) == reason
+def test_the_reason_of_a_failure(code, lines, reason):
+    assert failure_reason(lines, code=code) == reason
 
 
 def test_an_environment_is_made_once_and_again_for_other_pins(tmp_path):
