@@ -14,9 +14,10 @@ from rich.progress import Progress
 from llmtuner.eval.answers import extract_letter
 from llmtuner.eval.benchmark import Benchmark
 from llmtuner.eval.generation import write_answers
-from llmtuner.eval.multiple_choice import Model, score_prompts, sharing_difference
+from llmtuner.eval.multiple_choice import score_prompts, sharing_difference
 from llmtuner.eval.prompts import Prompt, PromptWriter, check_lengths
 from llmtuner.eval.reader import Reader
+from llmtuner.eval.reading import Model
 from llmtuner.eval.results import Answer
 from llmtuner.eval.sources import BenchmarkData
 from llmtuner.extras.logs import get_logger

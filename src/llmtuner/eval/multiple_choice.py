@@ -5,24 +5,17 @@ computed once and lent to every batch of questions, of which only the rest is re
 position of each question goes through the head.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 
 from llmtuner.eval.prompts import Prompt
+from llmtuner.eval.reading import Model, open_reading
 from llmtuner.extras.errors import EvalError
-from llmtuner.model.attention import padded_attention, supports_kept_logits
 
 _MIN_SHARED_TOKENS = 16  # less is not worth a pass of its own
-
-Model = PreTrainedModel | PeftModel
 
 
 @dataclass(frozen=True)
@@ -64,16 +57,14 @@ def score_prompts(
     ids = [prompt.ids for prompt in prompts]
     prefix_length = common_prefix_length(ids) if share_prefix and len(ids) > 1 else 0
     found: dict[int, list[float]] = {}
-    with padded_attention(_base(model)):
-        prefix = None
-        if prefix_length >= _MIN_SHARED_TOKENS:
-            prefix = _read_prefix(model, ids[0][:prefix_length])
-        skipped = 0 if prefix is None else prefix_length
+    with open_reading(model) as reading:
+        is_shared = prefix_length >= _MIN_SHARED_TOKENS
+        skipped = prefix_length if is_shared and reading.read_prefix(ids[0][:prefix_length]) else 0
         num_read = skipped
         for batch in _batches(ids, batch_size):
             suffixes = [ids[number][skipped:] for number in batch]
-            logits = _last_logits(model, suffixes, prefix)
-            num_read += len(batch) * max(map(len, suffixes))
+            logits, num_tokens = reading.last_logits(suffixes)
+            num_read += num_tokens
             for number, row in zip(batch, logits, strict=True):
                 found[number] = _letter_shares(row, prompts[number])
             on_done(len(batch))
@@ -111,52 +102,6 @@ def _batches(ids: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int
     order = sorted(range(len(ids)), key=lambda number: -len(ids[number]))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _base(model: Model) -> PreTrainedModel:
-    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-
-
-def _read_prefix(model: Model, ids: Sequence[int]) -> Cache | None:
-    """Return the keys and values of the common beginning, or None if the model keeps none."""
-    tokens = torch.tensor([ids], device=_base(model).device)
-    output = model(input_ids=tokens, use_cache=True, **_keep(model, torch.tensor([len(ids) - 1])))
-    cache = output.past_key_values
-    return cache if isinstance(cache, Cache) else None
-
-
-def _last_logits(model: Model, sequences: Sequence[Sequence[int]], prefix: Cache | None) -> Tensor:
-    """Return the logits behind each sequence, float32 [n, vocabulary].
-
-    Sequences are padded on the right, where nothing that counts looks.
-    """
-    device = _base(model).device
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-    kept, column = torch.unique(lengths - 1, return_inverse=True)
-    lent = {} if prefix is None else {"past_key_values": _lend(prefix, len(sequences))}
-    options = _keep(model, kept)
-    if not options:
-        column = lengths - 1
-    logits = model(input_ids=ids.to(device), use_cache=prefix is not None, **lent, **options).logits
-    found: Tensor = logits[torch.arange(len(sequences)), column].float().cpu()
-    return found
-
-
-def _keep(model: Model, positions: Tensor) -> dict[str, Tensor]:
-    """Return the argument by which only some positions go through the head."""
-    if not supports_kept_logits(model):
-        return {}
-    return {"logits_to_keep": positions.to(_base(model).device)}
-
-
-def _lend(prefix: Cache, count: int) -> Cache:
-    """Return a cache of `count` equal rows; what a pass adds to it does not reach the original."""
-    lent = copy.deepcopy(prefix)
-    lent.reorder_cache(torch.zeros(count, dtype=torch.long))  # type: ignore[arg-type]
-    return lent
 
 
 def _letter_shares(logits: Tensor, prompt: Prompt) -> list[float]:

@@ -9,6 +9,7 @@ from llmtuner.data.template import Template, load_template
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.context import context_tokens
+from llmtuner.model.fast.layer import use_fast_layers
 from llmtuner.model.inference import load_for_inference
 from llmtuner.model.tokenizer import load_tokenizer
 
@@ -56,4 +57,6 @@ def load_reader(config: RunConfig) -> Reader:
     model = load_for_inference(
         config.model, num_tokens=len(tokenizer), use_cpu=config.train.use_cpu
     )
+    if config.model.fast_kernels and config.model.quantization_bit is None:
+        use_fast_layers(model.requires_grad_(False))
     return Reader(model, tokenizer, template)

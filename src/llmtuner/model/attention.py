@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -152,11 +152,23 @@ def uses_flat_batches(attention: str) -> bool:
 @contextmanager
 def padded_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let the model take padded batches and a KV cache meanwhile, for generation."""
-    before = model.config._attn_implementation
-    if before != VARLEN:
+    is_varlen = model.config._attn_implementation == VARLEN
+    with _attention(model, PADDED) if is_varlen else nullcontext():
         yield
-        return
-    model.set_attn_implementation(PADDED)
+
+
+@contextmanager
+def varlen_attention_in(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model take flat batches meanwhile."""
+    register_varlen()
+    with _attention(model, VARLEN):
+        yield
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

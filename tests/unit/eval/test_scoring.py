@@ -14,12 +14,18 @@ from transformers import MistralConfig, MistralForCausalLM
 from llmtuner.data.template import load_template
 from llmtuner.eval.asking import ask
 from llmtuner.eval.benchmarks import BENCHMARKS
-from llmtuner.eval.multiple_choice import common_prefix_length, score_prompts, sharing_difference
+from llmtuner.eval.multiple_choice import (
+    Scores,
+    common_prefix_length,
+    score_prompts,
+    sharing_difference,
+)
 from llmtuner.eval.prompts import Prompt, PromptWriter, check_lengths
 from llmtuner.eval.reader import load_reader
 from llmtuner.eval.sources import SubjectQuestions, load_benchmark
 from llmtuner.extras.errors import EvalError
 from llmtuner.hparams.parser import parse
+from llmtuner.model.fast.kernels import load_kernels
 
 ROOT = Path(__file__).parents[3]
 
@@ -135,6 +141,26 @@ def test_the_shared_cache_is_not_changed_by_a_batch(reader: Any, found: SubjectQ
         assert one == pytest.approx(other, abs=1e-6)
 
 
+@pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
+def test_layers_with_kernels_read_without_padding_and_score_alike(
+    model_dir: Path, found: SubjectQuestions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores(*words: str) -> Scores:
+        words = ("--model_name_or_path", str(model_dir), "--task", "ceval", *words)
+        reader = load_reader(parse("eval", list(words)))
+        prompts = writer(reader.tokenizer).for_letters(found)
+        assert sharing_difference(reader.model, prompts) < 0.02
+        return score_prompts(reader.model, prompts, batch_size=3)
+
+    exact = scores("--infer_dtype", "float32")
+    padded = scores("--infer_dtype", "bfloat16", "--no_fast_kernels")
+    flat = scores("--infer_dtype", "bfloat16")
+    assert flat.num_tokens_read < padded.num_tokens_read == exact.num_tokens_read
+    for half in (padded, flat):
+        for one, other in zip(half.probabilities, exact.probabilities, strict=True):
+            assert one == pytest.approx(other, abs=0.03)
+
+
 def test_sharing_is_given_up_where_it_changes_scores(
     reader: Any, found: SubjectQuestions, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -142,8 +168,8 @@ def test_sharing_is_given_up_where_it_changes_scores(
     words = ["--model_name_or_path", "m", "--task", "ceval", "--batch_size", "3"]
     data = SimpleNamespace(subjects=[found], num_questions=7)
     expected, _ = ask(parse("eval", words), BENCHMARKS.get("ceval"), data, reader)
-    broken = lambda cache, count: SimpleNamespace()  # noqa: E731
-    monkeypatch.setattr("llmtuner.eval.multiple_choice._lend", broken)
+    broken = lambda self, count: self.prefix and SimpleNamespace()  # noqa: E731
+    monkeypatch.setattr("llmtuner.eval.reading._PaddedReading._lend", broken)
     answers, costs = ask(parse("eval", words), BENCHMARKS.get("ceval"), data, reader)
     assert "cache cannot be shared" in caplog.text
     assert costs.num_tokens_read >= costs.num_tokens_whole

@@ -59,7 +59,7 @@ class Attention(Function):
         y = torch.empty_like(q)
         kept = []
         for block in _blocks(places.lengths, heads):
-            shares = block.shares(q, k, kernels)
+            shares = block.shares(q, block.keys(k), kernels)
             block.queries(y).copy_(torch.bmm(shares, block.keys(v)).view(block.queries(y).shape))
             if block.is_kept and ctx.needs_input_grad[0]:
                 kept.append(shares)
@@ -79,7 +79,7 @@ class Attention(Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         kept.reverse()
         for block in _blocks(places.lengths, heads):
-            shares = kept.pop() if block.is_kept else block.shares(q, k, kernels)
+            shares = kept.pop() if block.is_kept else block.shares(q, block.keys(k), kernels)
             outer = block.rows(grad)
             block.add(grad_v, torch.bmm(shares.transpose(1, 2), outer))
             inner = torch.bmm(outer, block.keys(v).transpose(1, 2))
@@ -93,9 +93,43 @@ class Attention(Function):
         return grad_x, None, None, None
 
 
+@dataclass
+class SharedPrefix:
+    """Keys and values of tokens that every sample of a batch has before its own.
+
+    Attributes:
+        layers: per layer keys and values, [kv_heads, tokens, dim] each.
+        is_recording: the batch is the prefix itself; its keys and values are to be kept.
+    """
+
+    layers: dict[int, tuple[Tensor, Tensor]]
+    is_recording: bool
+
+
+def attend_behind(
+    x: Tensor, places: Places, heads: Heads, kernels: Kernels, prefix: SharedPrefix, number: int
+) -> Tensor:
+    """Return the attention of layer `number` without gradients, each sample behind the prefix."""
+    q, k, v = kernels.split_heads(x, places.angles, places.borders, heads.shape)
+    y = torch.empty_like(q)
+    if prefix.is_recording:
+        whole = _Block(heads, 0, len(x), 0, len(x))
+        prefix.layers[number] = (whole.keys(k), whole.keys(v))
+        before = x.new_empty(heads.shape[1], 0, heads.shape[2])
+        lent = (before, before)
+    else:
+        lent = prefix.layers[number]
+    for block in _blocks(places.lengths, heads):
+        keys = torch.cat([lent[0], block.keys(k)], dim=1)
+        values = torch.cat([lent[1], block.keys(v)], dim=1)
+        shares = block.shares(q, keys, kernels, seen=lent[0].shape[1])
+        block.queries(y).copy_(torch.bmm(shares, values).view(block.queries(y).shape))
+    return kernels.reorder_heads(y, places.borders, heads.shape[0], to_samples=False)
+
+
 @dataclass(frozen=True)
 class _Block:
-    """Queries [start, end) of the sample that begins at token `first`, and its keys before `end`."""
+    """Queries [start, end) of the sample that begins at token `first`, and keys before `end`."""
 
     heads: Heads
     first: int
@@ -132,19 +166,26 @@ class _Block:
         if self.start:
             keys[:, : self.start].add_(part[:, : self.start])
 
-    def shares(self, q: Tensor, k: Tensor, kernels: Kernels) -> Tensor:
-        """Return how much each row takes from each key, [kv_heads, rows, keys]."""
-        scores = torch.bmm(self.rows(q), self.keys(k).transpose(1, 2))
-        return kernels.causal_softmax_(scores, **self._mask())
+    def shares(self, q: Tensor, keys: Tensor, kernels: Kernels, *, seen: int = 0) -> Tensor:
+        """Return how much each row takes from each key, [kv_heads, rows, keys].
+
+        Args:
+            q: queries in sample order.
+            keys: [kv_heads, keys, dim].
+            kernels: compute the softmax.
+            seen: keys at the beginning that every row sees.
+        """
+        scores = torch.bmm(self.rows(q), keys.transpose(1, 2))
+        return kernels.causal_softmax_(scores, **self._mask(seen))
 
     def softmax_backward(self, shares: Tensor, grad: Tensor, kernels: Kernels) -> Tensor:
         """Return the gradient in the scores; overwrites `grad`."""
         return kernels.causal_softmax_backward_(shares, grad, **self._mask())
 
-    def _mask(self) -> dict[str, Any]:
+    def _mask(self, seen: int = 0) -> dict[str, Any]:
         return {
             "queries": self.end - self.start,
-            "seen": self.start + 1,
+            "seen": seen + self.start + 1,
             "window": self.heads.window,
             "scale": self.heads.scale,
         }

@@ -232,18 +232,23 @@ void causal_softmax(bf16 *scores, int64_t rows, int64_t keys, int64_t queries, i
         bf16 *s = scores + row * keys;
         int64_t low, high;
         visible(row, queries, seen, window, &low, &high);
-        float largest = -INFINITY, total = 0.0f;
+        /* A copy of whole vectors: the tail of a short row would cost more than the rest. */
+        int64_t count = high - low, padded = (count + 15) / 16 * 16;
+        float values[padded], largest = -INFINITY, total = 0.0f;
 #pragma omp simd reduction(max : largest)
-        for (int64_t i = low; i < high; i++) {
-            float value = load(s[i]);
-            largest = largest < value ? value : largest;
+        for (int64_t i = 0; i < count; i++) {
+            values[i] = load(s[low + i]);
+            largest = largest < values[i] ? values[i] : largest;
         }
+        for (int64_t i = count; i < padded; i++) values[i] = -INFINITY;
 #pragma omp simd reduction(+ : total)
-        for (int64_t i = low; i < high; i++) total += exponential((load(s[i]) - largest) * scale);
+        for (int64_t i = 0; i < padded; i++) {
+            values[i] = exponential((values[i] - largest) * scale);
+            total += values[i];
+        }
         float factor = 1.0f / total;
 #pragma omp simd
-        for (int64_t i = low; i < high; i++)
-            s[i] = store(exponential((load(s[i]) - largest) * scale) * factor);
+        for (int64_t i = 0; i < count; i++) s[low + i] = store(values[i] * factor);
         memset(s, 0, low * sizeof(bf16));
         memset(s + high, 0, (keys - high) * sizeof(bf16));
     }

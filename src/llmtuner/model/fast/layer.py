@@ -6,15 +6,16 @@ batches, float32) goes to the one of transformers.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llmtuner.extras.logs import get_logger
-from llmtuner.model.fast.attention import Attention, Heads, Places
+from llmtuner.model.fast.attention import Attention, Heads, Places, SharedPrefix, attend_behind
 from llmtuner.model.fast.functions import AddNorm, GatedLinear, Linear
 from llmtuner.model.fast.kernels import Kernels, load_kernels
 from llmtuner.model.fast.linear import LinearGroup, read_projection
@@ -33,6 +34,7 @@ class FastLayer:
         norms: before attention, before the gated layers.
         qkv, output, gate_up, down: the linear layers by their inputs.
         heads: shape of the attention.
+        number: of the layer, from 0.
         kernels: what runs between the products.
         original: transformers' forward.
     """
@@ -43,6 +45,7 @@ class FastLayer:
     gate_up: LinearGroup
     down: LinearGroup
     heads: Heads
+    number: int
     kernels: Kernels
     original: Callable[..., Tensor]
 
@@ -52,9 +55,10 @@ class FastLayer:
         *args: Any,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        shared_prefix: SharedPrefix | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Take what transformers' layer takes, [1, T, n] -> [1, T, n]."""
+        """Take what transformers' layer takes, [1, T, n] -> [1, T, n]; and a prefix to share."""
         is_flat = cu_seq_lens_q is not None and position_embeddings is not None
         if not is_flat or not _computes_bfloat16(hidden_states):
             return self.original(
@@ -65,13 +69,16 @@ class FastLayer:
                 **kwargs,
             )
         places = _places(cu_seq_lens_q, position_embeddings)
-        return self._run(hidden_states[0].to(torch.bfloat16), places)[None]
+        return self._run(hidden_states[0].to(torch.bfloat16), places, shared_prefix)[None]
 
-    def _run(self, x: Tensor, places: Places) -> Tensor:
+    def _run(self, x: Tensor, places: Places, prefix: SharedPrefix | None) -> Tensor:
         kernels = self.kernels
         x, normed = self._norm(0, x, None)
         qkv = Linear.apply(normed, self.qkv, *self.qkv.trained)
-        mixed = Attention.apply(qkv, places, self.heads, kernels)
+        if prefix is None:
+            mixed = Attention.apply(qkv, places, self.heads, kernels)
+        else:
+            mixed = attend_behind(qkv, places, self.heads, kernels, prefix, self.number)
         branch = Linear.apply(mixed, self.output, *self.output.trained)
         x, normed = self._norm(1, x, branch)
         gate_up = Linear.apply(normed, self.gate_up, *self.gate_up.trained)
@@ -91,13 +98,14 @@ def use_fast_layers(model: nn.Module) -> int:
     Returns:
         How many layers compute the fast way.
     """
+    on_cpu = all(parameter.device.type in ("cpu", "meta") for parameter in model.parameters())
     # under ZeRO-3 the weights are only there while their own layer's forward runs
-    kernels = None if is_deepspeed_zero3_enabled() else load_kernels()
+    kernels = load_kernels() if on_cpu and not is_deepspeed_zero3_enabled() else None
     if kernels is None:
         return 0
     count = 0
     for module in model.modules():
-        if type(module).__name__ in _LAYERS:
+        if type(module).__name__ in _LAYERS and not _is_fast(module):
             fast = _fast_layer(module, kernels)
             if fast is not None:
                 module.forward = fast.forward
@@ -105,6 +113,20 @@ def use_fast_layers(model: nn.Module) -> int:
     if count:
         logger.info("Fast CPU kernels: %d layers compute with them.", count)
     return count
+
+
+def can_share_prefix(model: PreTrainedModel) -> bool:
+    """Tell whether every layer computes the fast way, and so takes a `shared_prefix`."""
+    if model.dtype != torch.bfloat16 or model.device.type != "cpu":
+        return False
+    fast = [m for m in model.modules() if type(m).__name__ in _LAYERS and _is_fast(m)]
+    return len(fast) == model.config.get_text_config().num_hidden_layers
+
+
+def _is_fast(layer: nn.Module) -> bool:
+    """Tell whether a layer's forward has been replaced."""
+    forward = vars(layer).get("forward")
+    return isinstance(forward, MethodType) and isinstance(forward.__self__, FastLayer)
 
 
 def _fast_layer(layer: Any, kernels: Kernels) -> FastLayer | None:
@@ -124,6 +146,7 @@ def _fast_layer(layer: Any, kernels: Kernels) -> FastLayer | None:
         (layer.input_layernorm, layer.post_attention_layernorm),
         *groups,
         Heads(shape, attention.scaling, _window(config, attention.layer_idx)),
+        attention.layer_idx,
         kernels,
         layer.forward,
     )

@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from llmtuner.model.fast.products import matmul
 from llmtuner.model.quantize import dequantized, is_quantized
 
 _DTYPE = torch.bfloat16
@@ -117,7 +118,10 @@ class Product:
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return y [T, outputs] and what the adapters make of x, [T, ranks]."""
         weight = self._group.weight() if self._weight is None else self._weight
-        y = torch.nn.functional.linear(x, weight, self._bias())
+        y = matmul(x, weight.t())
+        bias = self._bias()
+        if bias is not None:
+            y += bias
         if self._down is None or self._up is None:
             return y, None
         inner = torch.mm(x, self._down.t())
@@ -129,7 +133,7 @@ class Product:
         if not needs_x:
             return None, grad_inner
         weight = self._group.weight() if self._weight is None else self._weight
-        grad_x = torch.mm(grad, weight)
+        grad_x = matmul(grad, weight)
         if grad_inner is not None:
             grad_x.addmm_(grad_inner, self._down)
         return grad_x, grad_inner
