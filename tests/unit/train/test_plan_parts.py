@@ -222,6 +222,14 @@ def test_the_training_peak_adds_up(configure, monkeypatch, words, steps, passes,
     assert memory.working == work.peak_bytes > 0
 
 
+def test_evaluating_holds_weights_and_the_optimizer(configure, monkeypatch):
+    monkeypatch.setattr(memory_module, "simulate", lambda *given: Pass(5, 0, 0, 0, 0))
+    config = configure("--finetuning_type", "full", "--do_eval", "--val_size", "0.1")
+    workload = workload_of(config, data_of(evals=(3,)))
+    memory, _, sizes = estimate(situation_of(config), workload, baseline=1000.0)
+    assert memory.eval_peak == 1000 + sizes.weights + sizes.optimizer + 5
+
+
 def test_files_are_in_memory_while_they_are_loaded(configure, model_dir):
     config = configure("--finetuning_type", "full")
     situation, workload = situation_of(config), workload_of(config)
