@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from llmtuner.model.fast.kernels import Kernels
 
 _QUERY_BLOCK = 512  # tokens; the scores of one block stay in the cache
-_KEPT_TOKENS = 512  # shares of longer samples are computed again in the backward pass
+_KEPT_TOKENS = 256  # shares of longer samples are computed again in the backward pass
 
 
 @dataclass(frozen=True)
