@@ -1,7 +1,8 @@
 """Working on rows in blocks, in one process or several, with a sign of life for people."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from llmtuner.data.conversation import Conversation
 BLOCK = 256
 """Rows that are tokenised together."""
 
+_NUM_THREADS = 2  # one renders while the tokenizer works for the other; more only wait
+
 T = TypeVar("T")
 Work = Callable[[list[Conversation]], list[T]]
 
@@ -23,14 +26,14 @@ def map_blocks(
 ) -> Iterator[T]:
     """Yield what `work` makes of every conversation, in order.
 
-    One process gives the tokenizer whole blocks, which it spreads over the cores by itself; more
-    processes also render side by side. The results are the same.
+    One process gives the tokenizer whole blocks, which it spreads over the cores by itself, and
+    renders the next block meanwhile; more processes also render side by side. The results are the
+    same.
     """
     rows = iter(conversations)
     blocks = iter(lambda: list(islice(rows, BLOCK)), [])
     if num_workers == 1:
-        for block in blocks:
-            yield from work(block)
+        yield from _in_threads(blocks, work)
         return
     # fork: the encoder with its tokenizer is inherited, not pickled
     pool = ProcessPoolExecutor(
@@ -40,6 +43,31 @@ def map_blocks(
         while some := list(islice(blocks, num_workers * 4)):
             for results in pool.map(_run_work, some):
                 yield from results
+
+
+def _in_threads(blocks: Iterator[list[Conversation]], work: Work[T]) -> Iterator[T]:
+    """Work on two blocks at a time: the tokenizer leaves Python to the other one."""
+    waiting: deque[Future[list[T]]] = deque()
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        try:
+            unreadable: Exception | None = None
+            while True:
+                try:
+                    block = next(blocks, None)
+                except Exception as problem:  # raised below: what comes before it is told first
+                    unreadable, block = problem, None
+                if block is None:
+                    break
+                waiting.append(pool.submit(work, block))
+                if len(waiting) > _NUM_THREADS:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+            if unreadable is not None:
+                raise unreadable
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def show_progress(title: str, items: Iterable[T]) -> Iterator[T]:

@@ -15,6 +15,7 @@ from llmtuner.data.audit.limits import Limits, parse_limits
 from llmtuner.data.audit.report import audit_from_dict
 from llmtuner.data.audit.training import Named, audit_run
 from llmtuner.data.dataset_info import DatasetSpec, load_dataset_specs
+from llmtuner.data.lengths import sample_lengths
 from llmtuner.data.packing import fill_ratio, pack
 from llmtuner.data.stream import SampleStream, held_out_samples
 from llmtuner.data.tokenise import Encoder, tokenise
@@ -103,7 +104,7 @@ def build_datasets(
     _check_not_empty(train, evals, report)
     packs = None
     if packing and train is not None:
-        lengths = [len(ids) for ids in train["input_ids"]]
+        lengths = sample_lengths(train).tolist()
         packs = pack(lengths, capacity=args.cutoff_len, seed=seed)
         filled = fill_ratio(packs, lengths, capacity=args.cutoff_len)
         logger.info(

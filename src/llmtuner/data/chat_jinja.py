@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 import jinja2.meta
 import jinja2.nodes
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from llmtuner.data.sandbox import render_plain
 from llmtuner.extras.errors import TemplateError
 
 _MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -41,15 +41,13 @@ def render_chat(
     Raises:
         TemplateError: the template refuses these messages, or is not valid Jinja.
     """
-    has_marks_to_follow = has_marks(text) and not generation_prompt
     try:
-        rendered: Any = render_jinja_template(
-            conversations=[[dict(message) for message in messages]],
-            tools=[dict(tool) for tool in tools] if tools else None,
-            chat_template=text,
-            return_assistant_tokens_mask=has_marks_to_follow,
-            add_generation_prompt=generation_prompt,
-            **variables,
+        rendered, marks = render_plain(
+            text,
+            messages,
+            tools=tools,
+            variables=variables,
+            generation_prompt=generation_prompt,
         )
     # Templates are programs: besides Jinja's own errors they fail like Python code does.
     except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as problem:
@@ -57,8 +55,7 @@ def render_chat(
         raise TemplateError(
             f"The chat template cannot render these messages: {problem}", got=roles
         ) from problem
-    texts, marks = rendered
-    return Rendered(texts[0], tuple(marks[0]) if marks else ())
+    return Rendered(rendered, () if generation_prompt else marks)
 
 
 def has_marks(text: str) -> bool:

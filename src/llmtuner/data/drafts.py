@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from llmtuner.data.jobs import Job
-from llmtuner.data.prompt import Chat
+from llmtuner.data.prompt import GUARD_START, Chat
 from llmtuner.data.spans import TurnText, prove_turn, unproved
 from llmtuner.data.template import Template
 
@@ -60,8 +60,10 @@ class _Piece:
         text: the rendered turn.
         prompt: the prompt; behind `end` where the turn before is repeated word for word.
         history: the same with the answer, as a later prompt repeats it.
-        end: the control token that ends the turn before, at which every text is cut anyway;
+        end: the control token that ends what stands before, at which every text is cut anyway;
             None where this prompt must be tokenised whole.
+        head: what stands before where that is no earlier turn: the beginning of the prompt, which
+            many rows share and which is tokenised once for all of them.
     """
 
     turn: int
@@ -69,6 +71,12 @@ class _Piece:
     prompt: str
     history: str
     end: str | None
+    head: str | None = None
+
+    @property
+    def continues(self) -> bool:
+        """Whether the ids of the turn before are the beginning of this one."""
+        return self.end is not None and self.head is None
 
 
 def draft_turns(chat: Chat, trained: Iterable[int]) -> Job[list[Draft]]:
@@ -83,18 +91,22 @@ def draft_turns(chat: Chat, trained: Iterable[int]) -> Job[list[Draft]]:
         pieces.append(_piece(turn, text, pieces[-1].text if pieces else None, chat.template))
     answers = [_answer_text(piece.text.answer, chat.template) for piece in pieces]
     prompts = [piece.prompt for piece in pieces]
-    continued = [n for n, piece in enumerate(pieces[1:]) if piece.end is not None]
-    ids = yield [*answers, *prompts, *(pieces[number].history for number in continued)]
+    heads = [number for number, piece in enumerate(pieces) if piece.head is not None]
+    continued = [number for number, piece in enumerate(pieces[1:]) if piece.continues]
+    texts = [*answers, *prompts, *(pieces[number].head or "" for number in heads)]
+    ids = yield [*texts, *(pieces[number].history for number in continued)]
     num_pieces = len(pieces)
     answer_ids, prompt_ids = ids[:num_pieces], ids[num_pieces : 2 * num_pieces]
-    history_ids = dict(zip(continued, ids[2 * num_pieces :], strict=True))
+    head_ids = dict(zip(heads, ids[2 * num_pieces : len(texts)], strict=True))
+    history_ids = dict(zip(continued, ids[len(texts) :], strict=True))
     drafts: list[Draft] = []
     before: list[int] = []  # ids of all text up to the end of the turn before
     for number, piece in enumerate(pieces):
         _check_answer(answer_ids[number], piece, chat.template)
-        prompt = _joined(before, prompt_ids[number], piece)
+        start = head_ids.get(number, before)
+        prompt = _joined(start, prompt_ids[number], piece)
         if number in history_ids:
-            before = _joined(before, history_ids[number], piece)
+            before = _joined(start, history_ids[number], piece)
         _append(drafts, chat, piece, prompt=prompt, answer=answer_ids[number])
     return drafts
 
@@ -120,16 +132,28 @@ def cut_draft(draft: Draft, length: int) -> Draft | None:
 
 
 def _piece(turn: int, text: TurnText, before: TurnText | None, template: Template) -> _Piece:
-    end = _end_of(before, template) if before is not None else None
+    end = _ending(before.answer, template) if before is not None else None
     known = before.prompt + before.answer if before is not None else ""
+    head = None
     if end is None or not text.prompt.startswith(known):
-        return _Piece(turn, text, text.prompt, text.prompt + text.answer, None)
-    prompt = end + text.prompt[len(known) :]
-    return _Piece(turn, text, prompt, prompt + text.answer, end)
+        head = known = _head(text.prompt, template)
+        end = _ending(head, template)
+    prompt = text.prompt if end is None else end + text.prompt[len(known) :]
+    return _Piece(turn, text, prompt, prompt + text.answer, end, head or None)
 
 
-def _end_of(text: TurnText, template: Template) -> str | None:
-    ends = [token for token in template.cutting_stops.values() if text.answer.endswith(token)]
+def _head(prompt: str, template: Template) -> str:
+    """Return the prompt up to its first cutting stop; "" where there is none to be sure of."""
+    places = [(prompt.find(stop), -len(stop)) for stop in template.cutting_stops.values()]
+    found = [(place, size) for place, size in places if place >= 0]
+    if not found or GUARD_START in prompt:
+        return ""
+    place, size = min(found)
+    return prompt[: place - size]
+
+
+def _ending(text: str, template: Template) -> str | None:
+    ends = [token for token in template.cutting_stops.values() if text.endswith(token)]
     return max(ends, key=len, default=None)
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from llmtuner.data.batch_ids import TOKENIZING, batch_ids
 from llmtuner.data.prompt import GUARD_END, GUARD_START, encode
 
 Result = TypeVar("Result")
@@ -43,11 +44,11 @@ def run_jobs(jobs: Iterable[Job[Result]], tokenizer: PreTrainedTokenizerBase) ->
 
 def encode_all(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the ids of rendered texts; guarded tokens in them become ordinary text."""
-    plain = [text for text in texts if GUARD_START not in text and GUARD_END not in text]
-    options = {"add_special_tokens": False, "return_attention_mask": False}
-    batch = iter(tokenizer(plain, **options)["input_ids"] if plain else [])
     is_plain = [GUARD_START not in text and GUARD_END not in text for text in texts]
-    return [
-        next(batch) if plain_one else encode(text, tokenizer)
-        for text, plain_one in zip(texts, is_plain, strict=True)
-    ]
+    with TOKENIZING:
+        plain = [text for text, is_one in zip(texts, is_plain, strict=True) if is_one]
+        of_plain = iter(batch_ids(plain, tokenizer))
+        return [
+            next(of_plain) if is_one else encode(text, tokenizer)
+            for text, is_one in zip(texts, is_plain, strict=True)
+        ]

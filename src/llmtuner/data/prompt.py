@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -140,6 +141,7 @@ def unguarded(text: str) -> str:
     return text.translate(_GUARDS)
 
 
+@lru_cache(maxsize=32)  # a proof asks for the same few texts again and again
 def guard(text: str, guards: re.Pattern[str]) -> str:
     """Return `text` with guards around the control tokens in it."""
     guarded: str = mark_control_tokens(text, guards)

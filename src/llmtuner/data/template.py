@@ -243,11 +243,18 @@ def _ids_of(
 
 
 def _cutting(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Return the stops at which every text is cut, wherever they stand in it."""
     if not tokenizer.is_fast:
         return {}
-    added = {token_id: tokenizer.added_tokens_decoder.get(token_id) for token_id in ids}
+    added = tokenizer.added_tokens_decoder
+    texts = [token.content for token in added.values()]
+    stops = {token_id: added[token_id] for token_id in ids if token_id in added}
     return {
         token_id: token.content
-        for token_id, token in added.items()
-        if token is not None and token.special and not token.normalized
+        for token_id, token in stops.items()
+        if token.special
+        and not token.normalized
+        and not token.single_word
+        # a longer one would be found instead
+        and not any(token.content in text for text in texts if text != token.content)
     }

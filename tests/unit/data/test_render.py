@@ -343,7 +343,7 @@ def test_an_answer_that_the_tokenizer_loses_is_refused():
 def test_long_conversations_are_tokenised_as_if_whole(monkeypatch):
     turns = [f"{ATTACK if n == 4 else ''}turn {n} \n 高血压  " for n in range(24)]
     expected = encode(chat(*turns))
-    monkeypatch.setattr("llmtuner.data.drafts._end_of", lambda *_: None)
+    monkeypatch.setattr("llmtuner.data.drafts._ending", lambda *_: None)
     assert encode(chat(*turns)) == expected
     assert len(expected.samples) == 1
 

@@ -1,0 +1,148 @@
+"""The quick way through the data path gives what the plain way gives."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from example_chats import CHATS
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tiny_tokenizers import byte_level
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llmtuner.data.batch_ids import batch_ids
+from llmtuner.data.blocks import BLOCK, map_blocks
+from llmtuner.data.chat_jinja import render_chat
+from llmtuner.data.conversation import Conversation, Message
+from llmtuner.data.drafts import draft_turns
+from llmtuner.data.jobs import run_jobs
+from llmtuner.data.prompt import encode, prepare_chat
+from llmtuner.data.sandbox import Sandbox
+from llmtuner.data.template import load_template
+from llmtuner.data.templates import read_template, template_names
+
+TEXTS = ["", "a b", "<|im_start|>user\nhi<|im_end|>", "中文 \U0001f600\n\n", "a b", " lead", "</s>"]
+MESSAGES = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "<b>q</b>  "},
+    {"role": "assistant", "content": "a", "reasoning_content": "why"},
+    {"role": "user", "content": "q2"},
+    {"role": "assistant", "content": "a2\n"},
+]
+
+
+@pytest.mark.parametrize("split", [False, True, None])
+@pytest.mark.parametrize("special", [False, True])
+def test_batches_have_the_ids_of_the_tokenizer(split: bool | None, special: bool) -> None:
+    tokenizer = byte_level()
+    options = {} if split is None else {"split_special_tokens": split}
+    expected = tokenizer(TEXTS, add_special_tokens=special, **options)["input_ids"]
+    got = batch_ids(TEXTS, tokenizer, add_special_tokens=special, split_special_tokens=split)
+    assert got == expected
+    got[1].append(0)
+    assert got[4] == expected[4]  # equal texts share no list
+
+
+def test_a_tokenizer_with_its_own_way_of_encoding_is_asked() -> None:
+    tokenizer = byte_level.__wrapped__()
+
+    class Shouting(type(tokenizer)):
+        def _encode_plus(self, text, *args, **options):
+            return super()._encode_plus([one.upper() for one in text], *args, **options)
+
+    expected = tokenizer(["ABC"], add_special_tokens=False)["input_ids"]
+    tokenizer.__class__ = Shouting
+    assert batch_ids(["abc"], tokenizer) == expected
+
+
+@pytest.mark.parametrize("name", template_names())
+@pytest.mark.parametrize("until", [2, 3, 4, 5])
+def test_templates_render_as_transformers_does(name: str, until: int) -> None:
+    text, variables = read_template(name), {"bos_token": "<s>", "eos_token": "</s>"}
+    asks = until % 2 == 0
+    texts, marks = render_jinja_template(
+        [MESSAGES[:until]],
+        chat_template=text,
+        add_generation_prompt=asks,
+        return_assistant_tokens_mask=not asks,
+        **variables,
+    )
+    got = render_chat(
+        text, MESSAGES[:until], tools=None, variables=variables, generation_prompt=asks
+    )
+    assert got.text == texts[0]
+    assert list(got.marks) == ([] if asks else marks[0])
+
+
+@pytest.mark.parametrize("value", ["text", 1, 1.5, True, None, [1], {"a": 1}, (1,), str, len])
+def test_kept_verdicts_are_the_sandbox_s_own(value: object) -> None:
+    plain, quick = ImmutableSandboxedEnvironment(), Sandbox()
+    for name in [*dir(value), "missing", "mro", "_a", "__a"]:
+        expected = plain.is_safe_attribute(value, name, None)
+        assert [quick.is_safe_attribute(value, name, None) for _ in range(2)] == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update({}) }}",
+        "{{ messages[0].__class__.__mro__ }}",
+        "{{ messages[0]['content'].__class__.x }}",
+        "{{ '{0.__class__.__mro__}'.format(messages) }}",
+        "{{ raise_exception.__globals__.x }}",
+        "{% set n = namespace(a=1) %}{% set n._a = 2 %}",
+    ],
+)
+def test_templates_do_not_break_out(text: str) -> None:
+    # twice, since the second time the verdict is known
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"unsafe|underscore|not safely") as caught:
+            render_chat(text, MESSAGES, tools=None, variables={}, generation_prompt=False)
+        assert isinstance(caught.value.__cause__, SecurityError)
+
+
+@pytest.mark.parametrize("name", ["qwen", "chatml", "llama3"])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+def test_shared_beginnings_change_no_id(name: str, chat: Conversation) -> None:
+    tokenizer = byte_level()
+    template = load_template(name, tokenizer)
+    assert template.cutting_stops
+    prepared = prepare_chat(chat.messages, template=template, tools=None)
+    turns = [n for n, message in enumerate(chat.messages) if message.train]
+    [drafts] = run_jobs([draft_turns(prepared, turns)], tokenizer)
+    for span in [span for draft in drafts for span in draft.spans]:
+        text = prepared.render(
+            span.turn, enable_thinking=span.enable_thinking, generation_prompt=True
+        )
+        draft = next(one for one in drafts if span in one.spans)
+        assert draft.ids[: span.start] == encode(text.text, tokenizer)
+
+
+def rows(count: int) -> Iterator[Conversation]:
+    for number in range(count):
+        yield Conversation((Message("text", str(number)),))
+
+
+def test_blocks_keep_their_order_whichever_is_done_first() -> None:
+    def slow_first(block: list[Conversation]) -> list[str]:
+        time.sleep(0.05 if block[0].messages[0].content == "0" else 0)
+        return [row.messages[0].content for row in block]
+
+    count = 4 * BLOCK + 3
+    assert list(map_blocks(rows(count), slow_first, num_workers=1)) == [*map(str, range(count))]
+
+
+def test_what_comes_first_in_the_file_is_told_first() -> None:
+    def broken() -> Iterator[Conversation]:
+        yield from rows(BLOCK)
+        raise ValueError("unreadable")
+
+    def refuse(block: list[Conversation]) -> list[str]:
+        raise ValueError("refused")
+
+    with pytest.raises(ValueError, match="refused"):
+        list(map_blocks(broken(), refuse, num_workers=1))
+    seen = []
+    with pytest.raises(ValueError, match="unreadable"):
+        seen.extend(map_blocks(broken(), list, num_workers=1))
