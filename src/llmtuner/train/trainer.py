@@ -96,6 +96,9 @@ class LlmTrainer(Trainer):
         self.is_prepared = False  # preparing twice would wrap `forward` twice
         self.skips_head = supports_kept_logits(model)
         self.head = separable_head(model)  # run in chunks, behind the model
+        self.num_parameters = self.accelerator.unwrap_model(model).num_parameters(
+            exclude_embeddings=True
+        )
         self.supervised_tokens_seen = 0
         self.tokens_seen_before = 0  # by the runs that this one resumes
 
@@ -248,6 +251,10 @@ class LlmTrainer(Trainer):
         """Return what the head computes in; autocast ends with the model's forward pass."""
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
         return types.get(self.accelerator.mixed_precision, head.weight.dtype)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Return what transformers estimates, 6 x parameters x tokens, without counting anew."""
+        return 6 * self.num_parameters * inputs["input_ids"].numel()
 
     def _check_finite(self, value: torch.Tensor, *, what: str) -> None:
         if torch.isfinite(value).all():

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from llmtuner.model.fast.kernels import Kernels
 
-_QUERY_BLOCK = 512  # tokens; the scores of one block stay in the cache
+_QUERY_BLOCK = 256  # tokens; no block multiplies keys behind its last query
 _KEPT_TOKENS = 256  # shares of longer samples are computed again in the backward pass
 
 
