@@ -15,7 +15,6 @@ from llmtuner.train.checkpoint import read_manifest
 from llmtuner.train.companions import check_companions
 from llmtuner.train.output import clear_results
 from llmtuner.train.plan.record import add_actual
-from llmtuner.train.plots import plot_losses
 from llmtuner.train.predict import predictions_file, summarise
 from llmtuner.train.prepare import Run
 from llmtuner.train.push import push_result
@@ -54,6 +53,8 @@ def execute(run: Run, questions: Mapping[str, QuestionSet] = MappingProxyType({}
     report = replace(run.report, status="finished", plan=plan, metrics=metrics, wall_time_s=seconds)
     if _is_main():
         if config.finetuning.plot_loss:
+            from llmtuner.train.plots import plot_losses  # only now: drawing loads slowly
+
             plot_losses(trainer.state.log_history, run.start.output_dir)
         if config.train.do_train:
             write_model_card(report)
