@@ -54,7 +54,7 @@ def read_projection(module: nn.Module) -> Projection | None:
 
 def _read_lora(module: LoraLayer) -> Projection | None:
     base, names = module.get_base_layer(), module.active_adapters
-    is_known = type(base) is nn.Linear or is_quantized(base.weight)
+    is_known = type(base) is nn.Linear or is_quantized(base)
     if not is_known or len(names) != 1 or module.merged or module.disable_adapters:
         return None
     name = names[0]
@@ -75,7 +75,7 @@ class LinearGroup:
         self.projections = projections
         self.sizes = [projection.base.out_features for projection in projections]
         weights = [projection.base.weight for projection in projections]
-        is_fixed = not any(weight.requires_grad or is_quantized(weight) for weight in weights)
+        is_fixed = not any(p.base.weight.requires_grad or is_quantized(p.base) for p in projections)
         self._joined = _join(weights) if is_fixed else None
 
     @property
@@ -91,7 +91,7 @@ class LinearGroup:
         """Return the weights on top of each other, bfloat16 [outputs of all, inputs]."""
         if self._joined is not None:
             return self._joined
-        return torch.cat([dequantized(p.base.weight).to(_DTYPE) for p in self.projections])
+        return torch.cat([dequantized(p.base).to(_DTYPE) for p in self.projections])
 
     def _parameters(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -110,7 +110,7 @@ class Product:
     def __init__(self, group: LinearGroup, joined: Tensor | None) -> None:
         """Convert and join the adapters; weights that learn are converted once for both passes."""
         self._group = group
-        is_quantized_base = any(is_quantized(p.base.weight) for p in group.projections)
+        is_quantized_base = any(is_quantized(p.base) for p in group.projections)
         self._weight = group.weight() if joined is None and not is_quantized_base else joined
         adapters = [projection.adapter for projection in group.projections]
         self._down, self._up = _join_adapters(adapters, group.sizes)
@@ -144,7 +144,7 @@ class Product:
         """Return the gradients of the parameters that learn, in the order of `trained`."""
         grads: list[Tensor] = []
         downs = None if grad_inner is None else torch.mm(grad_inner.t(), x)
-        ups = None if inner is None else torch.mm(grad.t(), inner)
+        ups = None if inner is None else torch.mm(inner.t(), grad).t()
         row = rank = 0
         for projection, size in zip(self._group.projections, self._group.sizes, strict=True):
             rows = slice(row, row := row + size)
@@ -159,7 +159,8 @@ class Product:
                 if down.requires_grad:
                     grads.append(downs[ranks].to(down.dtype))
                 if up.requires_grad:
-                    grads.append(ups[rows, ranks].to(up.dtype).mul_(adapter.scale))
+                    own = ups[rows, ranks].to(up.dtype, memory_format=torch.contiguous_format)
+                    grads.append(own.mul_(adapter.scale))  # another layout would be copied again
         return grads
 
     def _bias(self) -> Tensor | None:
