@@ -49,18 +49,32 @@ def quantization_config(
     )
 
 
-def is_quantized(weight: Tensor) -> bool:
-    """Tell whether a weight is in 4 bits, of which `dequantized` makes numbers again."""
-    return type(weight).__name__ == "Params4bit"
+class StandIn(nn.Module):
+    """A layer in the place of a quantised one where only shapes matter: in a forecast of memory."""
+
+    bits: int
+
+    def unpack(self) -> Tensor:
+        """Return a tensor like the unpacked weight, [out, in]."""
+        raise NotImplementedError
 
 
-def dequantized(weight: Tensor) -> Tensor:
-    """Return a weight as numbers; one that is not quantised as it is."""
-    if not is_quantized(weight):
-        return weight.detach()
+def is_quantized(layer: nn.Module) -> bool:
+    """Tell whether a layer's weight is in 4 bits, of which `dequantized` makes numbers again."""
+    if isinstance(layer, StandIn):
+        return layer.bits == 4
+    return type(layer.weight).__name__ == "Params4bit"
+
+
+def dequantized(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as numbers; one that is not quantised as it is."""
+    if isinstance(layer, StandIn):
+        return layer.unpack()
+    packed: Any = layer.weight
+    if not is_quantized(layer):
+        return packed.detach()
     from bitsandbytes.functional import dequantize_4bit
 
-    packed: Any = weight
     return dequantize_4bit(packed.data, packed.quant_state)
 
 

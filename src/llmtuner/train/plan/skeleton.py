@@ -17,6 +17,7 @@ from llmtuner.hparams.config import RunConfig
 from llmtuner.model.adapters import locate_adapters, read_adapter_config
 from llmtuner.model.methods.freeze import transformer_layers
 from llmtuner.model.precision import Precision
+from llmtuner.model.quantize import StandIn
 from llmtuner.train.loading import load_for_run
 
 Model = PreTrainedModel | PeftModel
@@ -83,16 +84,16 @@ class _Unpacked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layer: "QuantisedLinear") -> Tensor:
-        ctx.layer, ctx.dtype = layer, rows.dtype
+        ctx.layer = layer
         ctx.rows = rows if layer.bits == 8 else None  # as bitsandbytes keeps them
-        return nn.functional.linear(rows, layer.unpack(rows.dtype))
+        return nn.functional.linear(rows, layer.unpack())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].matmul(ctx.layer.unpack(ctx.dtype)), None
+        return gradients[0].matmul(ctx.layer.unpack()), None
 
 
-class QuantisedLinear(nn.Module):
+class QuantisedLinear(StandIn):
     """Stands in for a layer of bitsandbytes: the same bytes, the same shapes."""
 
     def __init__(self, linear: nn.Linear, *, bits: int, with_double: bool) -> None:
@@ -108,9 +109,9 @@ class QuantisedLinear(nn.Module):
         self.weight = nn.Parameter(_bytes(size), requires_grad=False)
         self.scales = nn.Parameter(_bytes(bytes_of_scales), requires_grad=False)
 
-    def unpack(self, dtype: torch.dtype) -> Tensor:
+    def unpack(self) -> Tensor:
         """Return the weight in full, [out, in]."""
-        return torch.empty(self.out_features, self.in_features, dtype=dtype)
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return [..., out] for [..., in], in the type of the computation."""
