@@ -219,3 +219,15 @@ def test_quantised_layers_hold_less(bits, share):
     assert all(type(m) is not QuantisedLinear for n, m in model.named_modules() if "lora_" in n)
     passed = simulate(lambda: model, [BATCH], Setting(BF16, VARLEN))
     assert passed.peak_bytes > 0
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no compiler: no fast layers")
+@pytest.mark.parametrize(("bits", "num_fast"), [(4, 2), (8, 0)])
+def test_layers_over_4_bits_compute_the_fast_way(bits, num_fast):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    base = build(**sizes)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+    quantise(model, bits, with_double=True)
+    unpacked = simulate(lambda: model, [BATCH], Setting(BF16, VARLEN, is_fast=True))
+    assert unpacked.peak_bytes > 2 * 3 * 64 * 128  # the joined gate and up
+    assert use_fast_layers(model) == num_fast
