@@ -91,11 +91,12 @@ def test_shapes_need_what_real_tensors_need(method, recompute, precision):
 def test_the_meter_counts_bytes_that_live():
     given = torch.zeros(1000)  # made before: not counted
     with _Meter(1.0) as meter:
+        same = given.detach()[5:]  # nor is a view of it
         first = given.exp()  # 4,000 bytes
         second = first.double()  # and 8,000
         view = second[:10]
         assert meter.take_peak() == 12_000
-        del first, second
+        del first, second, same
         assert meter.take_peak() == 12_000
         assert meter.take_peak() == 8_000  # the view keeps the whole
         del view

@@ -283,17 +283,18 @@ class _Meter(TorchDispatchMode):
         is_grouped = func._overloadpacket is torch.ops.aten._grouped_mm
         out = _grouped_product(*args[:3]) if is_grouped else func(*args, **(kwargs or {}))
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        is_new = [self._add(tensor) for tensor in results]
+        given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        seen = {tensor.untyped_storage()._cdata for tensor in given}  # a view is nothing new
+        is_new = [self._add(tensor, seen) for tensor in results]
         if any(is_new) or func._schema.is_mutable:
-            given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
             self.moved_bytes += sum(t.numel() * t.element_size() for t in [*given, *results])
         self.flops += _flops(func, args, kwargs or {}, out)
         return out
 
-    def _add(self, tensor: Tensor) -> bool:
+    def _add(self, tensor: Tensor, seen: set[int]) -> bool:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._sizes:
+        if key in self._sizes or key in seen:
             return False
         self._sizes[key] = size = float(storage.nbytes())
         self._live += size
