@@ -6,6 +6,7 @@ blocks of queries, where a sample is long) and one pass for the softmax take a t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -48,6 +49,10 @@ class Places:
     lengths: Sequence[int]
     angles: tuple[Tensor, Tensor]
 
+    def slices(self) -> Iterator[slice]:
+        """Yield the places of each sample."""
+        return (slice(*pair) for pair in pairwise(accumulate(self.lengths, initial=0)))
+
 
 class Attention(Function):
     """[q, k, v] side by side -> rotary embedding and causal attention inside each sample."""
@@ -59,7 +64,7 @@ class Attention(Function):
         y = torch.empty_like(q)
         kept = []
         for block in _blocks(places.lengths, heads):
-            shares = block.shares(q, block.keys(k), kernels)
+            shares = block.shares(q, k, kernels)
             block.queries(y).copy_(torch.bmm(shares, block.keys(v)).view(block.queries(y).shape))
             if block.is_kept and ctx.needs_input_grad[0]:
                 kept.append(shares)
@@ -79,7 +84,7 @@ class Attention(Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         kept.reverse()
         for block in _blocks(places.lengths, heads):
-            shares = kept.pop() if block.is_kept else block.shares(q, block.keys(k), kernels)
+            shares = kept.pop() if block.is_kept else block.shares(q, k, kernels)
             outer = block.rows(grad)
             block.add(grad_v, torch.bmm(shares.transpose(1, 2), outer))
             inner = torch.bmm(outer, block.keys(v).transpose(1, 2))
@@ -109,22 +114,37 @@ class SharedPrefix:
 def attend_behind(
     x: Tensor, places: Places, heads: Heads, kernels: Kernels, prefix: SharedPrefix, number: int
 ) -> Tensor:
-    """Return the attention of layer `number` without gradients, each sample behind the prefix."""
-    q, k, v = kernels.split_heads(x, places.angles, places.borders, heads.shape)
-    y = torch.empty_like(q)
+    """Return the attention of layer `number` without gradients, each sample behind the prefix.
+
+    All queries of the batch meet the prefix in one product; each sample meets itself; both results
+    are mixed by the logarithms of their sums.
+    """
+    num_heads, kv_heads, dim = heads.shape
+    whole = torch.tensor([0, len(x)], dtype=torch.int32)
+    q, k, v = kernels.split_heads(x, places.angles, whole, heads.shape)
+    grouped = (kv_heads, num_heads // kv_heads, len(x), dim)
+    q, k, v = q.view(grouped), k.view(kv_heads, -1, dim), v.view(kv_heads, -1, dim)
+    y, logarithms = torch.empty_like(q), q.new_empty(grouped[:3], dtype=torch.float32)
+    for own in places.slices():
+        rows = q[:, :, own].reshape(kv_heads, -1, dim)
+        length = own.stop - own.start
+        scores = torch.bmm(rows, k[:, own].transpose(1, 2))
+        sums = scores.new_empty(scores.shape[:2], dtype=torch.float32)
+        kernels.causal_softmax_(scores, sums, queries=length, seen=1, window=0, scale=heads.scale)
+        y[:, :, own] = torch.bmm(scores, v[:, own]).view(*grouped[:2], length, dim)
+        logarithms[:, :, own] = sums.view(*grouped[:2], length)
     if prefix.is_recording:
-        whole = _Block(heads, 0, len(x), 0, len(x))
-        prefix.layers[number] = (whole.keys(k), whole.keys(v))
-        before = x.new_empty(heads.shape[1], 0, heads.shape[2])
-        lent = (before, before)
+        prefix.layers[number] = (k, v)
     else:
-        lent = prefix.layers[number]
-    for block in _blocks(places.lengths, heads):
-        keys = torch.cat([lent[0], block.keys(k)], dim=1)
-        values = torch.cat([lent[1], block.keys(v)], dim=1)
-        shares = block.shares(q, keys, kernels, seen=lent[0].shape[1])
-        block.queries(y).copy_(torch.bmm(shares, values).view(block.queries(y).shape))
-    return kernels.reorder_heads(y, places.borders, heads.shape[0], to_samples=False)
+        keys, values = prefix.layers[number]
+        scores = torch.bmm(q.view(kv_heads, -1, dim), keys.transpose(1, 2))
+        sums = scores.new_empty(scores.shape[:2], dtype=torch.float32)
+        seen = keys.shape[1]
+        kernels.causal_softmax_(scores, sums, queries=1, seen=seen, window=0, scale=heads.scale)
+        share = torch.sigmoid(sums.view_as(logarithms) - logarithms)[..., None]
+        behind = torch.bmm(scores, values).view(grouped)
+        y = torch.lerp(y.float(), behind.float(), share).to(y.dtype)
+    return kernels.reorder_heads(y.view(len(x), -1), whole, num_heads, to_samples=False)
 
 
 @dataclass(frozen=True)
@@ -166,26 +186,19 @@ class _Block:
         if self.start:
             keys[:, : self.start].add_(part[:, : self.start])
 
-    def shares(self, q: Tensor, keys: Tensor, kernels: Kernels, *, seen: int = 0) -> Tensor:
-        """Return how much each row takes from each key, [kv_heads, rows, keys].
-
-        Args:
-            q: queries in sample order.
-            keys: [kv_heads, keys, dim].
-            kernels: compute the softmax.
-            seen: keys at the beginning that every row sees.
-        """
-        scores = torch.bmm(self.rows(q), keys.transpose(1, 2))
-        return kernels.causal_softmax_(scores, **self._mask(seen))
+    def shares(self, q: Tensor, k: Tensor, kernels: Kernels) -> Tensor:
+        """Return how much each row takes from each key, [kv_heads, rows, keys]."""
+        scores = torch.bmm(self.rows(q), self.keys(k).transpose(1, 2))
+        return kernels.causal_softmax_(scores, **self._mask())
 
     def softmax_backward(self, shares: Tensor, grad: Tensor, kernels: Kernels) -> Tensor:
         """Return the gradient in the scores; overwrites `grad`."""
         return kernels.causal_softmax_backward_(shares, grad, **self._mask())
 
-    def _mask(self, seen: int = 0) -> dict[str, Any]:
+    def _mask(self) -> dict[str, Any]:
         return {
             "queries": self.end - self.start,
-            "seen": seen + self.start + 1,
+            "seen": self.start + 1,
             "window": self.heads.window,
             "scale": self.heads.scale,
         }

@@ -224,9 +224,10 @@ static inline void visible(int64_t row, int64_t queries, int64_t seen, int64_t w
     *low = window > 0 && *high > window ? *high - window : 0;
 }
 
-/* Scores [rows, keys] become softmax(scale * scores) over the visible keys, 0 elsewhere. */
-void causal_softmax(bf16 *scores, int64_t rows, int64_t keys, int64_t queries, int64_t seen,
-                    int64_t window, float scale) {
+/* Scores [rows, keys] become softmax(scale * scores) over the visible keys, 0 elsewhere.
+ * logarithms [rows] (or NULL): of the sums that the shares were divided by. */
+void causal_softmax(bf16 *scores, float *logarithms, int64_t rows, int64_t keys, int64_t queries,
+                    int64_t seen, int64_t window, float scale) {
 #pragma omp parallel for schedule(static, 8)
     for (int64_t row = 0; row < rows; row++) {
         bf16 *s = scores + row * keys;
@@ -246,6 +247,7 @@ void causal_softmax(bf16 *scores, int64_t rows, int64_t keys, int64_t queries, i
             values[i] = exponential((values[i] - largest) * scale);
             total += values[i];
         }
+        if (logarithms) logarithms[row] = largest * scale + logf(total);
         float factor = 1.0f / total;
 #pragma omp simd
         for (int64_t i = 0; i < count; i++) s[low + i] = store(values[i] * factor);

@@ -40,7 +40,7 @@ _SIGNATURES = {
     "split_heads": (7, 4, 0),
     "split_heads_backward": (7, 4, 0),
     "reorder_heads": (3, 4, 0),
-    "causal_softmax": (1, 5, 1),
+    "causal_softmax": (2, 5, 1),
     "causal_softmax_backward": (2, 5, 1),
     "cross_entropy": (3, 2, 0),
 }
@@ -178,19 +178,28 @@ class Kernels:
         return y
 
     def causal_softmax_(
-        self, scores: Tensor, *, queries: int, seen: int, window: int, scale: float
+        self,
+        scores: Tensor,
+        logarithms: Tensor | None = None,
+        *,
+        queries: int,
+        seen: int,
+        window: int,
+        scale: float,
     ) -> Tensor:
         """Turn scores [n, rows, keys] into shares; a row sees keys up to its own place.
 
         Args:
             scores: changed in place.
+            logarithms: float32 [n, rows], set to those of the sums behind the shares.
             queries: rows after which the places start again.
             seen: keys that the first row sees, its own included.
             window: how many last keys a row sees at most; 0: all.
             scale: factor of the scores.
         """
         rows, keys = scores.shape[0] * scores.shape[1], scores.shape[2]
-        self._call("causal_softmax", (scores,), rows, keys, queries, seen, window, scale)
+        numbers = rows, keys, queries, seen, window, scale
+        self._call("causal_softmax", (scores, logarithms), *numbers)
         return scores
 
     def causal_softmax_backward_(

@@ -105,7 +105,7 @@ def use_fast_layers(model: nn.Module) -> int:
         return 0
     count = 0
     for module in model.modules():
-        if type(module).__name__ in _LAYERS and not _is_fast(module):
+        if type(module).__name__ in _LAYERS and _fast_part(module) is None:
             fast = _fast_layer(module, kernels)
             if fast is not None:
                 module.forward = fast.forward
@@ -116,17 +116,22 @@ def use_fast_layers(model: nn.Module) -> int:
 
 
 def can_share_prefix(model: PreTrainedModel) -> bool:
-    """Tell whether every layer computes the fast way, and so takes a `shared_prefix`."""
+    """Tell whether every layer computes the fast way, looking back on everything.
+
+    Such layers take a `shared_prefix`.
+    """
     if model.dtype != torch.bfloat16 or model.device.type != "cpu":
         return False
-    fast = [m for m in model.modules() if type(m).__name__ in _LAYERS and _is_fast(m)]
-    return len(fast) == model.config.get_text_config().num_hidden_layers
+    fast = [_fast_part(module) for module in model.modules()]
+    ready = [part for part in fast if part is not None and not part.heads.window]
+    return len(ready) == model.config.get_text_config().num_hidden_layers
 
 
-def _is_fast(layer: nn.Module) -> bool:
-    """Tell whether a layer's forward has been replaced."""
+def _fast_part(layer: nn.Module) -> FastLayer | None:
+    """Return what has replaced a layer's forward."""
     forward = vars(layer).get("forward")
-    return isinstance(forward, MethodType) and isinstance(forward.__self__, FastLayer)
+    owner = forward.__self__ if isinstance(forward, MethodType) else None
+    return owner if isinstance(owner, FastLayer) else None
 
 
 def _fast_layer(layer: Any, kernels: Kernels) -> FastLayer | None:
