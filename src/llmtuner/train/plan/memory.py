@@ -207,6 +207,7 @@ def estimate(
         ),
         label_smoothing=float(situation.config.train.other.get("label_smoothing_factor", 0.0)),
     )
+    load_peak = baseline + sizes.weights + _mapped_bytes(situation) + _unquantised_bytes(model)
     work = simulate(lambda: model, [workload.largest], setting)  # which cuts the model
     lasting = sizes.weights + (sizes.optimizer if workload.steps > 1 else 0.0)
     during = work.peak_bytes + (sizes.gradients if keeps else 0.0)
@@ -223,7 +224,7 @@ def estimate(
         gradients=sizes.gradients,
         optimizer=sizes.optimizer,
         working=work.peak_bytes,
-        load_peak=baseline + sizes.weights + _mapped_bytes(situation),
+        load_peak=load_peak,
         train_peak=baseline + lasting + max(during, after),
         eval_peak=evaluating,
     )
@@ -236,6 +237,12 @@ def _mapped_bytes(situation: Situation) -> float:
         return 0.0
     folder = locate_model(situation.config.model)
     return float(sum(path.stat().st_size for path in weight_files(folder)))
+
+
+def _unquantised_bytes(model: Model) -> float:
+    """Return what quantised layers have been before; the loader reads ahead of quantising."""
+    packed = [layer for layer in model.modules() if isinstance(layer, QuantisedLinear)]
+    return float(sum(layer.num_weights * layer.dtype.itemsize for layer in packed))
 
 
 def _states_per_weight(optim: str) -> float:
