@@ -194,6 +194,19 @@ def test_joined_weights_are_held_once_and_saved_apart(tmp_path: Path) -> None:
     assert all(torch.equal(again[name], value) for name, value in expected.items())
 
 
+def test_the_weight_file_is_let_go(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(LlamaConfig(**SIZES), dtype=torch.bfloat16).save_pretrained(
+        tmp_path
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    is_mapped = lambda: str(tmp_path) in Path("/proc/self/maps").read_text()  # noqa: E731
+    assert is_mapped()
+    use_fast_layers(model.requires_grad_(False))
+    assert not is_mapped()
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in expected.items())
+
+
 def test_a_value_that_is_not_finite_stays_one() -> None:
     model = make("llama", "lora").to(torch.bfloat16)
     use_fast_layers(model)

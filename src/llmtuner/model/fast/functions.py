@@ -61,8 +61,9 @@ class Linear(Function):
         """Return the gradients in x and in what learns."""
         x, inner = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_x, grad_inner = ctx.product.backward(grad, needs_x=ctx.needs_input_grad[0])
-        return grad_x, None, *ctx.product.parameter_grads(grad, grad_inner, x, inner)
+        product, ctx.product = ctx.product, None  # its bfloat16 weights are not needed any more
+        grad_x, grad_inner = product.backward(grad, needs_x=ctx.needs_input_grad[0])
+        return grad_x, None, *product.parameter_grads(grad, grad_inner, x, inner)
 
 
 class GatedLinear(Function):
@@ -85,6 +86,7 @@ class GatedLinear(Function):
         """Return the gradients in x and in what learns."""
         x, inner = ctx.saved_tensors
         grad = grad.contiguous()
-        grad_gated, grad_inner = ctx.product.backward(grad, needs_x=True)
+        product, ctx.product = ctx.product, None
+        grad_gated, grad_inner = product.backward(grad, needs_x=True)
         gated, grad_x = ctx.kernels.swiglu_backward(grad_gated, x)
-        return grad_x, None, None, *ctx.product.parameter_grads(grad, grad_inner, gated, inner)
+        return grad_x, None, None, *product.parameter_grads(grad, grad_inner, gated, inner)

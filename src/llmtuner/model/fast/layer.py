@@ -69,7 +69,7 @@ class FastLayer:
                 **kwargs,
             )
         places = _places(cu_seq_lens_q, position_embeddings)
-        return self._run(hidden_states[0].to(torch.bfloat16), places, shared_prefix)[None]
+        return self._run(hidden_states.squeeze(0).to(torch.bfloat16), places, shared_prefix)[None]
 
     def _run(self, x: Tensor, places: Places, prefix: SharedPrefix | None) -> Tensor:
         kernels = self.kernels
@@ -111,8 +111,30 @@ def use_fast_layers(model: nn.Module) -> int:
                 module.forward = fast.forward
                 count += 1
     if count:
+        _let_go_of_files(model)
         logger.info("Fast CPU kernels: %d layers compute with them.", count)
     return count
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy what still lies in the mapped weight file, which stays in memory as long as one does.
+
+    Most weights have been joined or quantised by now, so the file would be held beside them.
+    """
+    joined = {
+        group.storage_address
+        for module in model.modules()
+        if (part := _fast_part(module)) is not None
+        for group in (part.qkv, part.output, part.gate_up, part.down)
+    }
+    for parameter in model.parameters():
+        is_frozen = type(parameter) is nn.Parameter and not parameter.requires_grad
+        if is_frozen and not parameter.is_meta and _address(parameter) not in joined:
+            parameter.data = parameter.data.clone()
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def can_share_prefix(model: PreTrainedModel) -> bool:

@@ -83,6 +83,13 @@ class LinearGroup:
         """The parameters that learn, in the order of `Product.parameter_grads`."""
         return [parameter for parameter in self._parameters() if parameter.requires_grad]
 
+    @property
+    def storage_address(self) -> int | None:
+        """Where the joined weights lie; None where they are not joined."""
+        if self._joined is None or self._joined.is_meta:
+            return None
+        return self._joined.untyped_storage().data_ptr()
+
     def product(self) -> "Product":
         """Read the parameters as they are now."""
         return Product(self, self._joined)
