@@ -335,9 +335,14 @@ def test_sigterm_leaves_neither_processes_nor_folders(
     assert [path.name for path in tmp_path.iterdir()] == ["temporary"]
     assert list((tmp_path / "temporary").iterdir()) == []
     with pytest.raises(ProcessLookupError):
-        for _ in range(100):  # helpers of multiprocessing notice the end a moment later
-            os.killpg(process.pid, 0)
-            time.sleep(0.1)
+        _wait_for_the_end_of_group(process.pid)
+
+
+def _wait_for_the_end_of_group(number: int) -> None:
+    """Look at the group for 10 s: helpers of multiprocessing notice the end a moment later."""
+    for _ in range(100):
+        os.killpg(number, 0)
+        time.sleep(0.1)
 
 
 @pytest.fixture
