@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import Any
 
 
 def read_options() -> argparse.Namespace:
@@ -20,3 +21,20 @@ def read_tokens(path: str) -> list[dict[str, list[int]]]:
     """Return tokenised rows with `input_ids` and `labels`."""
     with open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def trainer_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what every script tells transformers' Trainer."""
+    return {
+        "output_dir": options.output_dir,
+        "per_device_train_batch_size": options.batch_size,
+        "max_steps": options.steps,
+        "learning_rate": options.learning_rate,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "seed": options.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+    }

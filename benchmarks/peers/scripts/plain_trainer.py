@@ -2,7 +2,7 @@
 
 import torch
 from datasets import Dataset
-from options import read_options, read_tokens
+from options import read_options, read_tokens, trainer_settings
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     AutoModelForCausalLM,
@@ -47,17 +47,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = load_model(options)
     args = TrainingArguments(
-        output_dir=options.output_dir,
-        per_device_train_batch_size=options.batch_size,
-        max_steps=options.steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        seed=options.seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
+        **trainer_settings(options),
         bf16=options.best or options.method == "qlora",
     )
     trainer = Trainer(

@@ -1,7 +1,7 @@
 """Trains with TRL's SFTTrainer on tokenised rows."""
 
 from datasets import Dataset
-from options import read_options, read_tokens
+from options import read_options, read_tokens, trainer_settings
 from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -17,18 +17,8 @@ def main() -> None:
         dtype = "float32" if options.method == "full" else "bfloat16"
         settings = {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": dtype}}
     args = SFTConfig(
-        output_dir=options.output_dir,
         max_length=options.cutoff_tokens,
-        per_device_train_batch_size=options.batch_size,
-        max_steps=options.steps,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="constant",
-        train_sampling_strategy="sequential",
-        seed=options.seed,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
+        **trainer_settings(options),
         **settings,
     )
     lora = LoraConfig(
