@@ -1,5 +1,6 @@
 """Weights in 4 or 8 bits, by bitsandbytes (the base of QLoRA)."""
 
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from typing import Any
 
@@ -49,14 +50,14 @@ def quantization_config(
     )
 
 
-class StandIn(nn.Module):
+class StandIn(nn.Module, ABC):
     """A layer in the place of a quantised one where only shapes matter: in a forecast of memory."""
 
     bits: int
 
+    @abstractmethod
     def unpack(self) -> Tensor:
         """Return a tensor like the unpacked weight, [out, in]."""
-        raise NotImplementedError
 
 
 def is_quantized(layer: nn.Module) -> bool:

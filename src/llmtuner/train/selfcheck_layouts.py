@@ -20,6 +20,7 @@ from transformers import (
 from llmtuner.data.batches import StepBatches
 from llmtuner.data.build import build_datasets
 from llmtuner.data.encoders import ENCODERS
+from llmtuner.data.lengths import sample_lengths
 from llmtuner.data.packing import pack
 from llmtuner.extras.errors import DataError
 from llmtuner.extras.files import read_json, write_json
@@ -275,7 +276,7 @@ def _packs_of(train: Dataset, steps: Sequence[Sequence[int]], *, capacity: int) 
         steps: only their sizes count.
         capacity: tokens of a pack; less is used where a step would fit into one pack.
     """
-    lengths = [len(ids) for ids in train["input_ids"]]
+    lengths = sample_lengths(train).tolist()
     packed: list[list[list[int]]] = []
     first = 0
     for size in map(len, steps):

@@ -28,6 +28,7 @@ from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.batches import Layout, StepBatches
 from llmtuner.data.collate import Batch
+from llmtuner.data.lengths import sample_lengths
 from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import ConfigError, NonFiniteError
 from llmtuner.extras.files import follow_umask
@@ -121,7 +122,9 @@ class LlmTrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=self.shuffle and self.args.train_sampling_strategy != "sequential",
             packs=self.data.packs,
-            lengths=_lengths(train) if by_length and self.data.packs is None else None,
+            lengths=sample_lengths(train).tolist()
+            if by_length and self.data.packs is None
+            else None,
             drop_last=self.args.dataloader_drop_last,
         )
         return self._loader(train, batch_sampler=batches)
@@ -471,7 +474,3 @@ class EpochLoader(DataLoader):
         """Choose the order of the epoch, counted from 0."""
         if isinstance(self.batch_sampler, StepBatches):
             self.batch_sampler.set_epoch(epoch)
-
-
-def _lengths(dataset: Dataset) -> list[int]:
-    return [len(ids) for ids in dataset["input_ids"]]
