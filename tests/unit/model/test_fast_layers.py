@@ -14,6 +14,7 @@ from llmtuner.model.attention import VARLEN, register_varlen
 from llmtuner.model.fast import kernels as kernels_module
 from llmtuner.model.fast.kernels import load_kernels
 from llmtuner.model.fast.layer import use_fast_layers
+from llmtuner.model.fast.products import matmul
 from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 
 pytestmark = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
@@ -132,6 +133,13 @@ def test_outputs_and_gradients_are_those_of_transformers(config: str, method: st
 @pytest.mark.parametrize("config", ["llama", "mistral"])
 def test_samples_longer_than_a_block_of_queries(config: str) -> None:
     check(config, "lora", LONG)
+
+
+@pytest.mark.parametrize("rows", [1, 320, 321, 717, 1100, 1535, 1536])
+@pytest.mark.parametrize("columns", [8, 576, 960, 1300])
+def test_products_in_pieces_are_the_whole_product(rows: int, columns: int) -> None:
+    x, weight = torch.randn(rows, 24), torch.randn(24, columns)
+    assert torch.allclose(matmul(x, weight), x @ weight, atol=1e-5)
 
 
 def test_samples_do_not_see_each_other() -> None:
