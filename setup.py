@@ -41,7 +41,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"": ["*.jinja", "*.json", "*.c"]},
+    package_data={"": ["*.jinja", "*.json", "*.c", "*.h"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["llmtuner = llmtuner.cli.main:program"]},

@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llmtuner.model.fast.kernels import load_kernels
+from llmtuner.model.fast.products import products_for
 
-_CHUNK_NUMBERS = 1 << 23  # logits at once: 170 rows of 49k words, 32 of 262k
+_CHUNK_NUMBERS = 1 << 24  # logits at once: 341 rows of 49k words, 64 of 262k
 _MIN_ROWS = 16
 _LOGITS_ARE_SET = re.compile(r"^\s+logits = ", re.MULTILINE)
 _SOFTCAP = "final_logit_softcapping"
@@ -76,7 +77,8 @@ def head_metrics(
     loss, right = (torch.zeros((), dtype=torch.float64, device=hidden.device) for _ in range(2))
     weight = head.weight.to(dtype)
     for rows in _chunks(len(targets), len(weight)):
-        logits = torch.mm(hidden[rows].to(dtype), weight.t()).float()
+        some = hidden[rows].to(dtype)
+        logits = products_for(some).multiply(some, weight, is_turned=True).float()
         loss += nn.functional.cross_entropy(logits, targets[rows], reduction="sum")
         right += (logits.argmax(-1) == targets[rows]).sum()
     return loss, right
@@ -101,13 +103,14 @@ class _HeadLoss(Function):
             torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
         )
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        products = products_for(rows_now)
         for rows in _chunks(len(targets), len(weight)):
-            logits = torch.mm(rows_now[rows], weight_now.t())
+            logits = products.multiply(rows_now[rows], weight_now, is_turned=True)
             losses, grad = _losses_and_grad(logits, targets[rows], smoothing)
             loss += losses
-            torch.mm(grad, weight_now, out=grad_hidden[rows])
+            products.multiply(grad, weight_now, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += torch.mm(grad.t(), rows_now[rows])
+                grad_weight += products.transposed(products.as_factor(grad), rows_now[rows])
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss

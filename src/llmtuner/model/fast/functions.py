@@ -49,7 +49,7 @@ class Linear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: LinearGroup, *trained: Tensor) -> Tensor:
         """Multiply; `trained` are the parameters of the group that learn."""
-        product = group.product()
+        product = group.product(x)
         y, inner = product.forward(x)
         ctx.product = product
         ctx.save_for_backward(x, inner)
@@ -74,7 +74,7 @@ class GatedLinear(Function):
         ctx: Any, x: Tensor, group: LinearGroup, kernels: Kernels, *trained: Tensor
     ) -> Tensor:
         """Multiply; x is [T, 2n]."""
-        product = group.product()
+        product = group.product(x)
         y, inner = product.forward(kernels.swiglu(x))
         ctx.product, ctx.kernels = product, kernels
         ctx.save_for_backward(x, inner)

@@ -1,7 +1,7 @@
-"""Builds and calls `kernels.c`: the element-wise work of a training step on a CPU.
+"""Builds and calls the C files beside this one: a training step on a CPU.
 
-The source is compiled once per machine (about a second) into the user's cache. Everything takes
-contiguous tensors on the CPU; those named x, y, grad, … are bfloat16.
+They are compiled once per machine (a few seconds) into the user's cache. Everything takes tensors
+on the CPU; those named x, y, grad, … are bfloat16.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from llmtuner.extras.logs import get_logger
 
 logger = get_logger(__name__)
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = tuple(sorted(Path(__file__).parent.glob("*.[ch]")))
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 _X86_FLAGS = ("-mprefer-vector-width=512",)
 _BUILD_SECONDS = 120
+_PANEL = 64  # columns of a tile, at most
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 # Every function takes its tensors first, then whole numbers, then at most one float.
@@ -37,11 +38,13 @@ _SIGNATURES = {
     "rms_norm_backward_weight": (4, 2, 0),
     "swiglu": (2, 2, 0),
     "swiglu_backward": (4, 2, 0),
-    "split_heads": (7, 4, 0),
-    "split_heads_backward": (7, 4, 0),
-    "reorder_heads": (3, 4, 0),
-    "causal_softmax": (2, 5, 1),
-    "causal_softmax_backward": (2, 5, 1),
+    "rotate_heads": (4, 4, 1),
+    "attention": (5, 6, 1),
+    "attention_backward": (7, 6, 1),
+    "product": (5, 9, 0),
+    "product_transposed": (3, 7, 1),
+    "pair_rows": (2, 3, 0),
+    "round_scaled": (2, 3, 1),
     "cross_entropy": (3, 2, 0),
 }
 
@@ -70,7 +73,8 @@ def _build(compiler: str) -> Path:
         [compiler, "--version"], capture_output=True, check=True, timeout=_BUILD_SECONDS
     ).stdout
     capabilities = repr(sorted(torch.cpu.get_capabilities().items())).encode()
-    parts = [_SOURCE.read_bytes(), version, " ".join(flags).encode(), capabilities]
+    sources = [path.read_bytes() for path in _SOURCES]
+    parts = [*sources, version, " ".join(flags).encode(), capabilities]
     folder = process_env().cache_dir / "kernels"
     built = folder / f"{hashlib.sha256(b'|'.join(parts)).hexdigest()[:24]}.so"
     if built.is_file():
@@ -78,12 +82,43 @@ def _build(compiler: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as staging:
         staged = Path(staging) / built.name
-        command = [compiler, *flags, "-shared", "-fPIC", "-o", str(staged), str(_SOURCE), "-lm"]
+        units = [str(path) for path in _SOURCES if path.suffix == ".c"]
+        command = [compiler, *flags, "-shared", "-fPIC", "-o", str(staged), *units, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_BUILD_SECONDS)
         if done.returncode != 0:
             raise OSError(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else command)
         staged.replace(built)
     return built
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention of one layer.
+
+    Attributes:
+        shape: query heads, key/value heads, dimension of a head.
+        scale: factor of the scores.
+        window: how many last tokens a token sees; 0: all.
+    """
+
+    shape: tuple[int, int, int]
+    scale: float
+    window: int
+
+
+def is_without_numbers(tensor: Tensor) -> bool:
+    """Tell whether a tensor has only a shape, as in a plan."""
+    return isinstance(tensor, FakeTensor) or tensor.is_meta
+
+
+def note_operations(out: Tensor, depth: int) -> None:
+    """Let a plan, whose tensors have no numbers, see what our code would multiply.
+
+    A product that sums `depth` numbers for each one of `out` stands for it.
+    """
+    if is_without_numbers(out):
+        one, (rows, columns) = out.new_empty(1, 1), out.shape
+        torch.mm(one.expand(rows, depth), one.expand(depth, columns), out=out)
 
 
 class Kernels:
@@ -97,10 +132,17 @@ class Kernels:
             function.argtypes = [_POINTER] * pointers + [_INT] * integers + [_FLOAT] * floats
             function.restype = None
 
-    def _call(self, name: str, tensors: Sequence[Tensor | None], *numbers: float) -> None:
-        present = [tensor for tensor in tensors if tensor is not None]
-        assert all(tensor.is_contiguous() for tensor in present), "kernels take contiguous tensors"
-        if any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in present):
+    def _call(
+        self, name: str, tensors: tuple[Tensor, *tuple[Tensor | None, ...]], *numbers: float
+    ) -> None:
+        for tensor in tensors:
+            assert tensor is None or tensor.is_contiguous(), "this takes contiguous tensors"
+        self._run(name, tensors, *numbers)
+
+    def _run(
+        self, name: str, tensors: tuple[Tensor, *tuple[Tensor | None, ...]], *numbers: float
+    ) -> None:
+        if is_without_numbers(tensors[0]):
             return
         addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         self._functions[name](*addresses, *numbers)
@@ -140,76 +182,111 @@ class Kernels:
         self._call("swiglu_backward", (grad, x, y, grad_x), *y.shape)
         return y, grad_x
 
-    def split_heads(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], borders: Tensor, shape: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated queries and keys, and values, in sample order, [T, heads * dim] each.
-
-        Args:
-            x: [T, (heads + 2 kv_heads) * dim].
-            angles: cosines and sines, float32 [T, dim / 2].
-            borders: int32 [samples + 1].
-            shape: heads, kv_heads, dim.
-        """
-        heads, kv_heads, dim = shape
-        q = x.new_empty(len(x), heads * dim)
-        k, v = (x.new_empty(len(x), kv_heads * dim) for _ in range(2))
-        self._call("split_heads", (x, *angles, borders, q, k, v), len(borders) - 1, *shape)
-        return q, k, v
-
-    def split_heads_backward(
-        self,
-        grads: tuple[Tensor, Tensor, Tensor],
-        angles: tuple[Tensor, Tensor],
-        borders: Tensor,
-        shape: tuple[int, int, int],
+    def rotate_heads(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], *, turned: int, dim: int
     ) -> Tensor:
-        """Return the gradient of `split_heads` in x."""
-        q, k, v = grads
-        x = q.new_empty(len(q), q.shape[1] + k.shape[1] + v.shape[1])
-        self._call("split_heads_backward", (*grads, *angles, borders, x), len(borders) - 1, *shape)
-        return x
-
-    def reorder_heads(self, x: Tensor, borders: Tensor, heads: int, *, to_samples: bool) -> Tensor:
-        """Return x [T, heads * dim] in sample order, or back in the order of tokens."""
+        """Return x [T, n] with the first `turned` heads of each row turned by its angles."""
         y = torch.empty_like(x)
-        numbers = len(borders) - 1, heads, x.shape[1] // heads, int(to_samples)
-        self._call("reorder_heads", (x, y, borders), *numbers)
+        self._call("rotate_heads", (x, *angles, y), *x.shape, turned, dim, 1.0)
         return y
 
-    def causal_softmax_(
-        self,
-        scores: Tensor,
-        logarithms: Tensor | None = None,
-        *,
-        queries: int,
-        seen: int,
-        window: int,
-        scale: float,
+    def rotate_heads_back_(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], *, turned: int, dim: int
     ) -> Tensor:
-        """Turn scores [n, rows, keys] into shares; a row sees keys up to its own place.
+        """Undo `rotate_heads`, in place."""
+        self._call("rotate_heads", (x, *angles, x), *x.shape, turned, dim, -1.0)
+        return x
+
+    def attention(
+        self, x: Tensor, borders: Tensor, heads: Heads, *, prefix: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return y [T, heads * dim], and the logarithms of the sums of shares, float32 [T, heads].
 
         Args:
-            scores: changed in place.
-            logarithms: float32 [n, rows], set to those of the sums behind the shares.
-            queries: rows after which the places start again.
-            seen: keys that the first row sees, its own included.
-            window: how many last keys a row sees at most; 0: all.
-            scale: factor of the scores.
+            x: rotated queries and keys, and values, [T, (heads + 2 kv_heads) * dim].
+            borders: of the samples, int32 [samples + 1].
+            heads: what they look like.
+            prefix: such rows of tokens that every token sees too; not with a window.
         """
-        rows, keys = scores.shape[0] * scores.shape[1], scores.shape[2]
-        numbers = rows, keys, queries, seen, window, scale
-        self._call("causal_softmax", (scores, logarithms), *numbers)
-        return scores
+        num_heads, _, dim = heads.shape
+        y = x.new_empty(len(x), num_heads * dim)
+        logarithms = x.new_empty(len(x), num_heads, dtype=torch.float32)
+        seen = 0 if prefix is None else len(prefix)
+        numbers = len(borders) - 1, seen, *heads.shape, heads.window, heads.scale
+        self._call("attention", (x, prefix, borders, y, logarithms), *numbers)
+        return y, logarithms
 
-    def causal_softmax_backward_(
-        self, shares: Tensor, grad: Tensor, *, queries: int, seen: int, window: int, scale: float
+    def attention_backward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        grad: Tensor,
+        logarithms: Tensor,
+        borders: Tensor,
+        heads: Heads,
     ) -> Tensor:
-        """Turn the gradient in the shares into that in the scores, in place."""
-        rows, keys = grad.shape[0] * grad.shape[1], grad.shape[2]
-        numbers = rows, keys, queries, seen, window, scale
-        self._call("causal_softmax_backward", (shares, grad), *numbers)
-        return grad
+        """Return the gradient of `attention` in x."""
+        num_heads, _, dim = heads.shape
+        wide = -(-dim // _PANEL) * _PANEL
+        parts = logarithms.new_empty(2, num_heads, len(x), wide)
+        grad_x = torch.empty_like(x)
+        tensors = x, y, grad, logarithms, borders, parts, grad_x
+        numbers = len(borders) - 1, len(x), *heads.shape, heads.window, heads.scale
+        self._call("attention_backward", tensors, *numbers)
+        return grad_x
+
+    def product(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        is_turned: bool,
+        beside: tuple[Tensor, Tensor] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return x @ weight plus the product of `beside`, each row summed in one fixed order.
+
+        Args:
+            x: [M, K]; rows may lie apart.
+            weight: [K, N], or [N, K].
+            is_turned: the weight is [N, K].
+            beside: two more such matrices, whose product is added before it is rounded.
+            out: contiguous [M, N].
+        """
+        columns = weight.shape[0 if is_turned else 1]
+        y = x.new_empty(len(x), columns) if out is None else out
+        x2, weight2 = beside or (None, None)
+        depth2, *rows2 = (0, 0, 0) if x2 is None else (x2.shape[1], x2.stride(0), weight2.stride(0))
+        sizes = len(x), columns, x.shape[1], depth2
+        rows = x.stride(0), weight.stride(0), *rows2
+        note_operations(y, sizes[2] + depth2)
+        self._run("product", (x, weight, x2, weight2, y), *sizes, *rows, int(not is_turned))
+        return y
+
+    def paired(self, x: Tensor) -> Tensor:
+        """Return x [T, M] as the left factor of `product_transposed`, int32 [T / 2, M]."""
+        pairs = x.new_empty(-(-len(x) // 2), x.shape[1], dtype=torch.int32)
+        self._run("pair_rows", (x, pairs), *x.shape, x.stride(0))
+        return pairs
+
+    def product_transposed(self, pairs: Tensor, y: Tensor, out: Tensor, factor: float) -> Tensor:
+        """Set out, float32 [M, N], to factor * x^T @ y, and return it.
+
+        Args:
+            pairs: `paired(x)`, or some of its columns.
+            y: [T, N]; rows may lie apart.
+            out: of any layout.
+            factor: of the product.
+        """
+        sizes = pairs.shape[1], y.shape[1], len(y)
+        rows = pairs.stride(0), y.stride(0), *out.stride()
+        note_operations(out, len(y))
+        self._run("product_transposed", (pairs, y, out), *sizes, *rows, factor)
+        return out
+
+    def round_scaled(self, x: Tensor, factor: float, y: Tensor) -> None:
+        """Set y, bfloat16 with rows that may lie apart, to factor * x, contiguous float32."""
+        self._run("round_scaled", (x, y), *x.shape, y.stride(0), factor)
 
     def cross_entropy_(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return losses, float32 [N]; logits [N, V] become their gradients."""

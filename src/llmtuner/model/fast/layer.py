@@ -15,9 +15,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llmtuner.extras.logs import get_logger
-from llmtuner.model.fast.attention import Attention, Heads, Places, SharedPrefix, attend_behind
+from llmtuner.model.fast.attention import Attention, Places, SharedPrefix, attend_behind
 from llmtuner.model.fast.functions import AddNorm, GatedLinear, Linear
-from llmtuner.model.fast.kernels import Kernels, load_kernels
+from llmtuner.model.fast.kernels import Heads, Kernels, load_kernels
 from llmtuner.model.fast.linear import LinearGroup, read_projection
 
 logger = get_logger(__name__)
@@ -36,6 +36,7 @@ class FastLayer:
         heads: shape of the attention.
         number: of the layer, from 0.
         kernels: what runs between the products.
+        places: of the batch that the layers are computing.
         original: transformers' forward.
     """
 
@@ -47,6 +48,7 @@ class FastLayer:
     heads: Heads
     number: int
     kernels: Kernels
+    places: "PlacesOfBatch"
     original: Callable[..., Tensor]
 
     def forward(
@@ -68,7 +70,7 @@ class FastLayer:
                 cu_seq_lens_q=cu_seq_lens_q,
                 **kwargs,
             )
-        places = _places(cu_seq_lens_q, position_embeddings)
+        places = self.places.of(cu_seq_lens_q, position_embeddings)
         return self._run(hidden_states.squeeze(0).to(torch.bfloat16), places, shared_prefix)[None]
 
     def _run(self, x: Tensor, places: Places, prefix: SharedPrefix | None) -> Tensor:
@@ -104,9 +106,10 @@ def use_fast_layers(model: nn.Module) -> int:
     if kernels is None:
         return 0
     count = 0
+    places = PlacesOfBatch()
     for module in model.modules():
         if type(module).__name__ in _LAYERS and _fast_part(module) is None:
-            fast = _fast_layer(module, kernels)
+            fast = _fast_layer(module, kernels, places)
             if fast is not None:
                 module.forward = fast.forward
                 count += 1
@@ -156,7 +159,7 @@ def _fast_part(layer: nn.Module) -> FastLayer | None:
     return owner if isinstance(owner, FastLayer) else None
 
 
-def _fast_layer(layer: Any, kernels: Kernels) -> FastLayer | None:
+def _fast_layer(layer: Any, kernels: Kernels, places: "PlacesOfBatch") -> FastLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
     config = attention.config
     groups = [
@@ -175,6 +178,7 @@ def _fast_layer(layer: Any, kernels: Kernels) -> FastLayer | None:
         Heads(shape, attention.scaling, _window(config, attention.layer_idx)),
         attention.layer_idx,
         kernels,
+        places,
         layer.forward,
     )
 
@@ -202,7 +206,20 @@ def _computes_bfloat16(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
-def _places(borders: Tensor, embeddings: tuple[Tensor, Tensor]) -> Places:
-    """Read borders and angles; both halves of a head turn by the same angles."""
-    cosine, sine = (part[0, :, : part.shape[-1] // 2].float().contiguous() for part in embeddings)
-    return Places(borders, borders.diff().tolist(), (cosine, sine))
+class PlacesOfBatch:
+    """Where the tokens of a batch stand, worked out by the first layer for all of them."""
+
+    def __init__(self) -> None:
+        """Begin without a batch."""
+        self._source: tuple[Tensor, Tensor] | None = None
+        self._places: Places | None = None
+
+    def of(self, borders: Tensor, embeddings: tuple[Tensor, Tensor]) -> Places:
+        """Read borders and angles; both halves of a head turn by the same angles."""
+        if self._places is None or embeddings is not self._source:
+            cosine, sine = (
+                part[0, :, : part.shape[-1] // 2].float().contiguous() for part in embeddings
+            )
+            self._places = Places(borders, borders.diff().tolist(), (cosine, sine))
+            self._source = embeddings
+        return self._places

@@ -11,7 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from llmtuner.model.fast.products import matmul
+from llmtuner.model.fast.products import Products, products_for
 from llmtuner.model.quantize import dequantized, is_quantized
 
 _DTYPE = torch.bfloat16
@@ -77,6 +77,7 @@ class LinearGroup:
         weights = [projection.base.weight for projection in projections]
         is_fixed = not any(p.base.weight.requires_grad or is_quantized(p.base) for p in projections)
         self._joined = _join(weights) if is_fixed else None
+        self._adapters = _AdapterGroup([p.adapter for p in projections], self.sizes)
 
     @property
     def trained(self) -> list[Tensor]:
@@ -90,9 +91,9 @@ class LinearGroup:
             return None
         return self._joined.untyped_storage().data_ptr()
 
-    def product(self) -> "Product":
-        """Read the parameters as they are now."""
-        return Product(self, self._joined)
+    def product(self, x: Tensor) -> "Product":
+        """Read the parameters as they are now, to multiply x and things of its type."""
+        return Product(self, self._joined, self._adapters, products_for(x))
 
     def weight(self) -> Tensor:
         """Return the weights on top of each other, bfloat16 [outputs of all, inputs]."""
@@ -112,62 +113,80 @@ class LinearGroup:
 
 
 class Product:
-    """One use of a group: its parameters in bfloat16, forward and backward."""
+    """One use of a group: its parameters in bfloat16, forward and backward.
 
-    def __init__(self, group: LinearGroup, joined: Tensor | None) -> None:
+    The adapters' memory belongs to the group: parameters do not change between the two passes.
+    """
+
+    def __init__(
+        self,
+        group: LinearGroup,
+        joined: Tensor | None,
+        adapters: "_AdapterGroup",
+        products: Products,
+    ) -> None:
         """Convert and join the adapters; weights that learn are converted once for both passes."""
-        self._group = group
+        self._group, self._products = group, products
         is_quantized_base = any(is_quantized(p.base) for p in group.projections)
         self._weight = group.weight() if joined is None and not is_quantized_base else joined
-        adapters = [projection.adapter for projection in group.projections]
-        self._down, self._up = _join_adapters(adapters, group.sizes)
+        self._adapter = adapters.joined(products)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return y [T, outputs] and what the adapters make of x, [T, ranks]."""
+        inner, beside = None, None
+        if self._adapter is not None:
+            down, up = self._adapter
+            inner = self._products.multiply(x, down, is_turned=True)
+            beside = inner, up
         weight = self._group.weight() if self._weight is None else self._weight
-        y = matmul(x, weight.t())
+        y = self._products.multiply(x, weight, is_turned=True, beside=beside)
         bias = self._bias()
         if bias is not None:
             y += bias
-        if self._down is None or self._up is None:
-            return y, None
-        inner = torch.mm(x, self._down.t())
-        return y.addmm_(inner, self._up.t()), inner
+        return y, inner
 
     def backward(self, grad: Tensor, *, needs_x: bool) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients in x and in what the adapters make of it."""
-        grad_inner = None if self._up is None else torch.mm(grad, self._up)
+        grad_inner, beside = None, None
+        if self._adapter is not None:
+            down, up = self._adapter
+            grad_inner = self._products.multiply(grad, up)
+            beside = grad_inner, down
         if not needs_x:
             return None, grad_inner
         weight = self._group.weight() if self._weight is None else self._weight
-        grad_x = matmul(grad, weight)
-        if grad_inner is not None:
-            grad_x.addmm_(grad_inner, self._down)
-        return grad_x, grad_inner
+        return self._products.multiply(grad, weight, beside=beside), grad_inner
 
     def parameter_grads(
         self, grad: Tensor, grad_inner: Tensor | None, x: Tensor, inner: Tensor | None
     ) -> list[Tensor]:
         """Return the gradients of the parameters that learn, in the order of `trained`."""
+        products = self._products
         grads: list[Tensor] = []
-        downs = None if grad_inner is None else torch.mm(grad_inner.t(), x)
-        ups = None if inner is None else torch.mm(inner.t(), grad).t()
+        downs = None
+        if grad_inner is not None:
+            downs = products.transposed(products.as_factor(grad_inner), x)
+        inner_factor = None if inner is None else products.as_factor(inner)
+        learns = any(projection.base.weight.requires_grad for projection in self._group.projections)
+        grad_factor = products.as_factor(grad) if learns else None
         row = rank = 0
         for projection, size in zip(self._group.projections, self._group.sizes, strict=True):
             rows = slice(row, row := row + size)
             base, adapter = projection.base, projection.adapter
-            if base.weight.requires_grad:
-                grads.append(torch.mm(grad[:, rows].t(), x).to(base.weight.dtype))
+            if grad_factor is not None and base.weight.requires_grad:
+                of_rows = products.transposed(grad_factor[:, rows], x)
+                grads.append(of_rows.to(base.weight.dtype))
             if base.bias is not None and base.bias.requires_grad:
                 grads.append(grad[:, rows].sum(0, dtype=base.bias.dtype))
-            if adapter is not None:
+            if adapter is not None and downs is not None and inner_factor is not None:
                 down, up = adapter.down.weight, adapter.up.weight
                 ranks = slice(rank, rank := rank + len(down))
                 if down.requires_grad:
                     grads.append(downs[ranks].to(down.dtype))
                 if up.requires_grad:
-                    own = ups[rows, ranks].to(up.dtype, memory_format=torch.contiguous_format)
-                    grads.append(own.mul_(adapter.scale))  # another layout would be copied again
+                    own = inner_factor[:, ranks]
+                    of_ranks = products.transposed_turned(own, grad[:, rows], adapter.scale)
+                    grads.append(of_ranks.to(up.dtype))
         return grads
 
     def _bias(self) -> Tensor | None:
@@ -192,19 +211,35 @@ def _join(weights: Sequence[nn.Parameter]) -> Tensor:
     return joined
 
 
-def _join_adapters(
-    adapters: Sequence[Adapter | None], sizes: Sequence[int]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return down [ranks, inputs] joined and, block by block and scaled, up [outputs, ranks]."""
-    ranks = [0 if adapter is None else len(adapter.down.weight) for adapter in adapters]
-    if not any(ranks):
-        return None, None
-    present = [adapter for adapter in adapters if adapter is not None]
-    down = torch.cat([adapter.down.weight.detach().to(_DTYPE) for adapter in present])
-    up = down.new_zeros(sum(sizes), sum(ranks))
-    row = rank = 0
-    for adapter, size, width in zip(adapters, sizes, ranks, strict=True):
-        if adapter is not None:
-            up[row : row + size, rank : rank + width] = adapter.up.weight.detach() * adapter.scale
-        row, rank = row + size, rank + width
-    return down, up
+class _AdapterGroup:
+    """The adapters of a group side by side, in memory that every step uses again."""
+
+    def __init__(self, adapters: Sequence[Adapter | None], sizes: Sequence[int]) -> None:
+        """Take the adapters of layers with so many outputs."""
+        self._adapters = adapters
+        self._sizes = sizes
+        self._joined: tuple[Tensor, Tensor] | None = None
+
+    def joined(self, products: Products) -> tuple[Tensor, Tensor] | None:
+        """Return down [ranks, inputs] and, block by block and scaled, up [outputs, ranks]."""
+        if not any(self._adapters):
+            return None
+        if self._joined is None:
+            self._joined = self._room()
+        down, up = self._joined
+        row = rank = 0
+        for adapter, size in zip(self._adapters, self._sizes, strict=True):
+            if adapter is not None:
+                width = len(adapter.down.weight)
+                ranks = slice(rank, rank := rank + width)
+                products.round_scaled(adapter.down.weight.detach(), 1.0, down[ranks])
+                block = up[row : row + size, ranks]
+                products.round_scaled(adapter.up.weight.detach(), adapter.scale, block)
+            row += size
+        return down, up
+
+    def _room(self) -> tuple[Tensor, Tensor]:
+        present = [adapter.down.weight for adapter in self._adapters if adapter is not None]
+        rank = sum(len(weight) for weight in present)
+        down = present[0].new_empty(rank, present[0].shape[1], dtype=_DTYPE)
+        return down, down.new_zeros(sum(self._sizes), rank)

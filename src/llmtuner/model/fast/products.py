@@ -1,9 +1,18 @@
-"""Matrix products in the pieces that a CPU is fast at."""
+"""Matrix products in bfloat16: our own where the CPU has the instructions for it, else torch's.
 
+On CPUs with AVX512-BF16 and without AMX our product takes every shape at the speed that torch's
+reaches in good ones, and adds an adapter's in the same pass. Nothing here is for autograd.
+"""
+
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from llmtuner.model.fast.kernels import Kernels, load_kernels
 
 # oneDNN (3.x, two cores) multiplies on one thread only where there are some 350 to 1,300 rows and
 # up to 800 columns, or 1,000 to 1,300 rows and up to 1,200 columns. Pieces of at most so many rows
@@ -12,14 +21,147 @@ _PIECE_ROWS = 320
 _MOST_ROWS = 1536
 _SLOW_FROM = ((800, _PIECE_ROWS), (1280, 1000))  # columns up to, rows from
 
+Pair = tuple[Tensor, Tensor]
 
-def matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weight, [M, K] @ [K, N] -> [M, N]; not for autograd."""
+
+class Products(Protocol):
+    """A way to multiply."""
+
+    def multiply(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        is_turned: bool = False,
+        beside: Pair | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return x @ weight, plus the product of two more matrices.
+
+        Args:
+            x: [M, K]; rows may lie apart.
+            weight: [K, N], or [N, K].
+            is_turned: the weight is [N, K].
+            beside: [M, R] and, turned like `weight`, [R, N].
+            out: contiguous [M, N] to write to.
+        """
+
+    def as_factor(self, x: Tensor) -> Tensor:
+        """Bring x [T, M] into the order in which `transposed` reads it; columns stay columns."""
+
+    def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
+        """Return x^T @ y, [M, N], float32 where it is our own product.
+
+        Args:
+            factor: `as_factor(x)`, or some of its columns.
+            y: [T, N]; rows may lie apart.
+        """
+
+    def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
+        """Return scale * y^T @ x, contiguous [N, M], from what `transposed` takes."""
+
+    def round_scaled(self, x: Tensor, scale: float, out: Tensor) -> None:
+        """Set out, bfloat16 with rows that may lie apart, to scale * x."""
+
+
+def products_for(x: Tensor) -> Products:
+    """Return the best way to multiply tensors like x; all of them are to be of its type."""
+    is_ours = x.dtype == torch.bfloat16 and x.device.type == "cpu"
+    return (own_products() if is_ours else None) or TorchProducts()
+
+
+@cache
+def own_products() -> "OwnProducts | None":
+    """Return our products if they are faster on this machine than torch's."""
+    has = torch.cpu.get_capabilities()
+    is_better = has.get("avx512_bf16", False) and not has.get("amx_bf16", False)
+    kernels = load_kernels() if is_better else None
+    return None if kernels is None else OwnProducts(kernels)
+
+
+@dataclass(frozen=True)
+class OwnProducts:
+    """The products of `products.c`; every row is summed in one order, whatever is around it."""
+
+    kernels: Kernels
+
+    def multiply(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        is_turned: bool = False,
+        beside: Pair | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See `Products`."""
+        return self.kernels.product(x, weight, is_turned=is_turned, beside=beside, out=out)
+
+    def as_factor(self, x: Tensor) -> Tensor:
+        """See `Products`."""
+        return self.kernels.paired(x)
+
+    def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
+        """See `Products`."""
+        out = y.new_empty(factor.shape[1], y.shape[1], dtype=torch.float32)
+        return self.kernels.product_transposed(factor, y, out, 1.0)
+
+    def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
+        """See `Products`."""
+        out = y.new_empty(y.shape[1], factor.shape[1], dtype=torch.float32)
+        self.kernels.product_transposed(factor, y, out.t(), scale)
+        return out
+
+    def round_scaled(self, x: Tensor, scale: float, out: Tensor) -> None:
+        """See `Products`."""
+        if x.dtype == torch.float32 and x.is_contiguous():
+            self.kernels.round_scaled(x, scale, out)
+        else:
+            torch.mul(x, scale, out=out)
+
+
+class TorchProducts:
+    """torch's products, in the pieces that it is fast at."""
+
+    def multiply(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        is_turned: bool = False,
+        beside: Pair | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """See `Products`."""
+        y = _in_pieces(x, weight.t() if is_turned else weight, out)
+        if beside is not None:
+            y.addmm_(beside[0], beside[1].t() if is_turned else beside[1])
+        return y
+
+    def as_factor(self, x: Tensor) -> Tensor:
+        """See `Products`."""
+        return x
+
+    def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
+        """See `Products`."""
+        return torch.mm(factor.t(), y)
+
+    def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
+        """See `Products`."""
+        # along the rows of y, which is the wide one
+        return torch.mm(factor.t(), y).t().contiguous().mul_(scale)
+
+    def round_scaled(self, x: Tensor, scale: float, out: Tensor) -> None:
+        """See `Products`."""
+        torch.mul(x, scale, out=out)
+
+
+def _in_pieces(x: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
     rows, columns = len(x), weight.shape[1]
     is_slow = any(columns < most and rows > least for most, least in _SLOW_FROM)
-    if rows >= _MOST_ROWS or not is_slow:
-        return torch.mm(x, weight)
-    y = x.new_empty(rows, columns)
+    if rows >= _MOST_ROWS or not is_slow or x.device.type != "cpu":
+        return torch.mm(x, weight) if out is None else torch.mm(x, weight, out=out)
+    y = x.new_empty(rows, columns) if out is None else out
     num_pieces = -(-rows // _PIECE_ROWS)
     borders = [rows * number // num_pieces for number in range(num_pieces + 1)]
     for start, end in pairwise(borders):
