@@ -27,7 +27,9 @@ TRAIN = """
 import json, sys, time
 started = float(sys.argv.pop(1))
 from llmtuner.cli.main import main
-import llmtuner.train.stages.sft
+from llmtuner.extras.libraries import loading_libraries
+with loading_libraries():
+    import llmtuner.train.stages.sft
 import llmtuner.train.prepare as prepare
 from transformers.trainer_callback import CallbackHandler
 marks = {"imports": time.time() - started}
