@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    print("ZeRO  ranks  all-reduced  gathered  scattered  sent by a rank   weights  optimizer")
+    print("ZeRO  ranks  all-reduced  gathered  scattered", end="  ")
+    print("sent by a rank   weights  gradients  optimizer")
     for ranks in args.ranks:
         with tempfile.TemporaryDirectory() as folder:
             spawn(_work, (ranks, args.accumulation, folder), nprocs=ranks)
@@ -106,10 +107,13 @@ def _measure(stage: int, ranks: int, accumulation: int, folder: Path) -> dict[st
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     tokens = torch.arange(16).reshape(1, 16)
     counts: Counter[str] = Counter()
+    gradients = None
     for step in range(2):  # the first one makes the optimizer's state
         with _counted(counts if step else Counter()):
-            for _ in range(accumulation):
+            for number in range(accumulation):
                 engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+                if number < accumulation - 1:  # they stay until the next pass adds to them
+                    gradients = _bytes(_gradients(engine, stage))
                 engine.step()
     shape = Model(sizes, weight_bytes=2, gradient_bytes=2, state_bytes=12)
     formula = traffic(
@@ -127,8 +131,8 @@ def _measure(stage: int, ranks: int, accumulation: int, folder: Path) -> dict[st
         "formula": formula.to_dict(ranks),
         "measured": seen.to_dict(ranks),
         "others": {name: counts[name] for name in ("reduced", "broadcast")},
-        "formula_kept": {"weights": kept.weights, "optimizer": kept.optimizer},
-        "measured_kept": _kept(engine, stage),
+        "formula_kept": vars(kept),
+        "measured_kept": {**_kept(engine, stage), "gradients": gradients},
         "formula_saved": {"per_rank": saved.per_rank, "by_first": saved.by_first},
         "measured_saved": files,
     }
@@ -157,6 +161,15 @@ def _kept(engine: Any, stage: int) -> dict[str, int]:
         if isinstance(tensor, torch.Tensor) and tensor.numel() > 1
     ]
     return {"weights": _bytes(weights), "optimizer": _bytes([*masters, *states])}
+
+
+def _gradients(engine: Any, stage: int) -> Any:
+    """Return the gradients that this rank holds between two passes."""
+    if stage == 3:
+        return engine.optimizer.grad_partitions_flat_buffer
+    if stage == 2:
+        return list(engine.optimizer.all_grad_tensors.values())
+    return [parameter.grad for parameter in engine.module.parameters()]
 
 
 def _bytes(tensors: Any) -> int:
@@ -202,7 +215,8 @@ def _lines(row: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{row['stage']:>4}  {row['ranks']:>5}  {found['all_reduced']:>11,.0f}"
             f"{found['gathered']:>10,.0f} {found['scattered']:>10,.0f} {found['sent']:>15,.0f}"
-            f"{kept['weights']:>10,.0f} {kept['optimizer']:>10,.0f}  {label}"
+            f"{kept['weights']:>10,.0f} {kept['gradients'] or 0:>10,.0f}"
+            f"{kept['optimizer']:>11,.0f}  {label}"
         )
 
 

@@ -80,6 +80,12 @@ def ask_for_huge_pages() -> bool:
     return True
 
 
+def accelerate_starts_deepspeed() -> bool:
+    """Tell whether `accelerate launch` asks for DeepSpeed, whatever the settings of the run say."""
+    asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower()
+    return asked not in ("", "0", "f", "false", "n", "no", "off")
+
+
 def announce_single_process() -> None:
     """Tell libraries that insist on a launcher's variables (DeepSpeed) that we are alone."""
     for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from llmtuner.extras.errors import ModelError
 from llmtuner.extras.logs import get_logger
+from llmtuner.model.patches import peft_without_bitsandbytes
 
 logger = get_logger(__name__)
 
@@ -58,7 +59,8 @@ def attach_adapter(
         ModelError: it does not fit.
     """
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+        with peft_without_bitsandbytes():
+            return PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
     except (ValueError, RuntimeError) as error:
         raise ModelError(
             f"The adapter does not fit the model: {str(error).splitlines()[0]}",

@@ -8,12 +8,20 @@ import pytest
 UNNEEDED = (
     *("matplotlib", "deepspeed", "tensorboard", "wandb", "swanlab", "trl", "vllm", "sklearn"),
     *("jieba", "sacrebleu", "rouge_chinese", "gguf", "chromadb", "langchain", "IPython"),
+    *("bitsandbytes", "scipy", "tensorflow", "jax", "flax", "torchvision", "torchaudio", "librosa"),
+    *("networkx", "torch._inductor.lowering", "torch._inductor.compile_fx", "triton"),
 )
 
 
 def loaded_after(statement: str) -> list[str]:
     """Return which libraries of the list a fresh interpreter holds after a statement."""
-    code = f"import sys; {statement}; print(*[n for n in {UNNEEDED} if n in sys.modules])"
+    code = f"""
+import sys
+from llmtuner.extras.libraries import loading_libraries
+with loading_libraries():
+    {statement}
+print(*[name for name in {UNNEEDED} if name in sys.modules])
+"""
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return ran.stdout.split()
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from llmtuner.cli.options import parse_or_help
+from llmtuner.extras.libraries import loading_libraries
 
 _HELP = "Type a question; `clear` forgets the conversation, `quit` or `exit` ends."
 
@@ -12,8 +13,9 @@ def run(argv: Sequence[str]) -> int:
     config = parse_or_help("chat", argv)
     if config is None:
         return 0
-    from llmtuner.data.conversation import Message
-    from llmtuner.inference.engine import load_engine
+    with loading_libraries():
+        from llmtuner.data.conversation import Message
+        from llmtuner.inference.engine import load_engine
 
     engine = load_engine(config.model, config.data, config.generating)
     print(_HELP)

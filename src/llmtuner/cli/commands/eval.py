@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from llmtuner.cli.options import parse_or_help
 from llmtuner.extras.errors import ScoreError
+from llmtuner.extras.libraries import loading_libraries
 
 if TYPE_CHECKING:
     from llmtuner.eval.evaluate import Costs
@@ -19,7 +20,8 @@ def run(argv: Sequence[str]) -> int:
     config = parse_or_help("eval", argv)
     if config is None:
         return 0
-    from llmtuner.eval.evaluate import run_evaluation  # only now: --help must not wait for torch
+    with loading_libraries():  # only now: --help must not wait for torch
+        from llmtuner.eval.evaluate import run_evaluation
 
     report = run_evaluation(config)
     print("\n".join(report.lines))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from llmtuner.cli.options import parse_or_help
+from llmtuner.extras.libraries import loading_libraries
 
 
 def run(argv: Sequence[str]) -> int:
@@ -11,8 +12,9 @@ def run(argv: Sequence[str]) -> int:
     config = parse_or_help("plan", argv)
     if config is None:
         return 0
-    from llmtuner.cli.plan_print import print_plan  # only now: --help must not wait for torch
-    from llmtuner.train.plan.make import make_plan
+    with loading_libraries():  # only now: --help must not wait for torch
+        from llmtuner.cli.plan_print import print_plan
+        from llmtuner.train.plan.make import make_plan
 
     plan = make_plan(config)
     if config.showing.json:

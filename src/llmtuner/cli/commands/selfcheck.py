@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmtuner.cli.options import parse_or_help
 from llmtuner.extras.files import write_json
+from llmtuner.extras.libraries import loading_libraries
 
 if TYPE_CHECKING:
     from llmtuner.train.selfcheck import SelfcheckReport
@@ -17,7 +18,8 @@ def run(argv: Sequence[str]) -> int:
     config = parse_or_help("selfcheck", argv)
     if config is None:
         return 0
-    from llmtuner.train.selfcheck import run_selfcheck  # only now: --help must not wait for torch
+    with loading_libraries():  # only now: --help must not wait for torch
+        from llmtuner.train.selfcheck import run_selfcheck
 
     report = run_selfcheck(config)
     _print_table(report)

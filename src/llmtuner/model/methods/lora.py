@@ -24,6 +24,7 @@ from llmtuner.model.hub import locate_model
 from llmtuner.model.load import grown_vocabulary, load_model
 from llmtuner.model.merge import attach_adapter, merge_adapters
 from llmtuner.model.parameters import cast_parameters, set_trained_dtype
+from llmtuner.model.patches import peft_without_bitsandbytes
 from llmtuner.model.precision import Precision
 
 logger = get_logger(__name__)
@@ -137,7 +138,8 @@ def _add(model: PreTrainedModel, options: LoraArgs, *, grown: list[nn.Module]) -
         ensure_weight_tying=_touches_tied_weights(model, [*targets, *whole]),
     )
     logger.info("LoRA: rank %d on %s.", options.lora_rank, ", ".join(targets))
-    return get_peft_model(model, config)
+    with peft_without_bitsandbytes():
+        return get_peft_model(model, config)
 
 
 def _targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> list[str]:
