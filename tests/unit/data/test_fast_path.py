@@ -66,6 +66,15 @@ def test_a_tokenizer_with_its_own_way_of_encoding_is_asked() -> None:
     assert batch_ids(["abc"], tokenizer) == expected
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_thoughts_have_all_their_names(name: str) -> None:
+    text = "{{ messages[0].thinking }}|{{ messages[0].reasoning_content }}"
+    messages = [{"role": "assistant", "content": "a", name: "why"}]
+    texts, _ = render_jinja_template([messages], chat_template=text)
+    got = render_chat(text, messages, tools=None, variables={}, generation_prompt=False)
+    assert got.text == texts[0]
+
+
 @pytest.mark.parametrize("name", template_names())
 @pytest.mark.parametrize("until", [2, 3, 4, 5])
 def test_templates_render_as_transformers_does(name: str, until: int) -> None:
