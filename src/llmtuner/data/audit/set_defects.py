@@ -56,7 +56,10 @@ def _repeats(digests: Digests) -> Iterator[tuple[int, int]]:
     Only the order of all digests is held, which for millions of rows is some bytes a row.
     """
     order = np.argsort(digests, kind="stable")
-    is_same = digests[order[1:]] == digests[order[:-1]]
+    sorted_ = digests[order]
+    is_same = sorted_[1:] == sorted_[:-1]
+    if not is_same.any():
+        return
     starts = np.flatnonzero(np.concatenate([[True], ~is_same]))
     at = np.flatnonzero(is_same) + 1
     numbers, firsts = order[at], order[starts[np.searchsorted(starts, at, side="right") - 1]]
