@@ -5,6 +5,7 @@ takes as long as the ids. Tokenizers whose class brings its own way of encoding 
 """
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -32,22 +33,23 @@ def batch_ids(
     """
     if split_special_tokens is None:
         split_special_tokens = bool(tokenizer.split_special_tokens)
-    different = list(dict.fromkeys(texts))
+    number_of = Counter(texts)
+    different = list(number_of)
     if not different:
         return []
     options = {
         "add_special_tokens": add_special_tokens,
         "split_special_tokens": split_special_tokens,
     }
-    with TOKENIZING:
-        if isinstance(tokenizer, PreTrainedTokenizerFast) and _encodes_as_usual(type(tokenizer)):
-            found = _backend_ids(different, tokenizer, **options)
-        else:
+    if isinstance(tokenizer, PreTrainedTokenizerFast) and _encodes_as_usual(type(tokenizer)):
+        found = _backend_ids(different, tokenizer, **options)
+    else:
+        with TOKENIZING:
             found = tokenizer(different, return_attention_mask=False, **options)["input_ids"]
     if len(different) == len(texts):
         return found
     of_text = dict(zip(different, found, strict=True))
-    return [list(of_text[text]) for text in texts]
+    return [of_text[text] if number_of[text] == 1 else list(of_text[text]) for text in texts]
 
 
 def _backend_ids(
@@ -58,13 +60,15 @@ def _backend_ids(
     split_special_tokens: bool,
 ) -> Ids:
     backend = tokenizer.backend_tokenizer
-    if backend.truncation is not None:  # as transformers does before each call
-        backend.no_truncation()
-    if backend.padding is not None:
-        backend.no_padding()
-    if backend.encode_special_tokens != split_special_tokens:
-        backend.encode_special_tokens = split_special_tokens
-    encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+    with TOKENIZING:
+        if backend.truncation is not None:  # as transformers does before each call
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        if backend.encode_special_tokens != split_special_tokens:
+            backend.encode_special_tokens = split_special_tokens
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+    # another thread's texts are encoded while this one makes lists
     return [encoding.ids for encoding in encodings]
 
 

@@ -17,6 +17,7 @@ from llmtuner.data.audit.training import Named, audit_run
 from llmtuner.data.dataset_info import DatasetSpec, load_dataset_specs
 from llmtuner.data.lengths import sample_lengths
 from llmtuner.data.packing import fill_ratio, pack
+from llmtuner.data.stored_column import stored_column
 from llmtuner.data.stream import SampleStream, held_out_samples
 from llmtuner.data.tokenise import Encoder, tokenise
 from llmtuner.data.tokenized import is_of_this_job, load_tokenized, save_tokenized, settings_of
@@ -232,18 +233,19 @@ def split_rows(dataset: Dataset, val_size: float, *, seed: int) -> tuple[Dataset
     Raises:
         DataError: nothing would be left to train on.
     """
-    sources = dataset["source"]
-    rows = list(dict.fromkeys(sources))
-    wanted = int(val_size) if val_size >= 1 else max(1, int(len(rows) * val_size))
-    if wanted >= len(rows):
+    # a million names as Python texts would take a minute and much memory: numbers stand for them
+    rows = stored_column(dataset, "source").combine_chunks().dictionary_encode()
+    num_rows = len(rows.dictionary)
+    wanted = int(val_size) if val_size >= 1 else max(1, int(num_rows * val_size))
+    if wanted >= num_rows:
         raise DataError(
             "The validation split would take every row.",
-            got=f"val_size={val_size:g} of {len(rows)} rows",
+            got=f"val_size={val_size:g} of {num_rows} rows",
             allowed="a share below 1, or fewer rows than there are",
         )
-    chosen = np.random.default_rng(seed).permutation(len(rows))[:wanted]
-    held_out = {rows[number] for number in chosen}
-    is_held_out = np.array([source in held_out for source in sources])
-    logger.info("Held out %d of %d rows for validation (seed %d).", wanted, len(rows), seed)
+    is_chosen = np.zeros(num_rows, bool)
+    is_chosen[np.random.default_rng(seed).permutation(num_rows)[:wanted]] = True
+    is_held_out = is_chosen[np.asarray(rows.indices)]
+    logger.info("Held out %d of %d rows for validation (seed %d).", wanted, num_rows, seed)
     train, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     return dataset.select(train), dataset.select(validation)

@@ -189,6 +189,6 @@ def _check_answer(ids: Sequence[int], piece: _Piece, template: Template) -> None
     stops = set(template.stop_ids)
     text = piece.text.answer
     is_lost = len(ids) < 2 and text not in template.stop_tokens
-    if is_lost or ids[-1] not in stops or not stops.isdisjoint(ids[:-1]):
+    if is_lost or ids[-1] not in stops or sum(map(ids.count, stops)) > 1:
         reason = "the tokens of the answer do not end in the one that serving stops on"
         raise unproved(reason, piece.turn, text, template)

@@ -45,10 +45,14 @@ def run_jobs(jobs: Iterable[Job[Result]], tokenizer: PreTrainedTokenizerBase) ->
 def encode_all(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the ids of rendered texts; guarded tokens in them become ordinary text."""
     is_plain = [GUARD_START not in text and GUARD_END not in text for text in texts]
+    plain = [text for text, is_one in zip(texts, is_plain, strict=True) if is_one]
+    of_plain = iter(batch_ids(plain, tokenizer))
+    return [
+        next(of_plain) if is_one else _encode_guarded(text, tokenizer)
+        for text, is_one in zip(texts, is_plain, strict=True)
+    ]
+
+
+def _encode_guarded(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     with TOKENIZING:
-        plain = [text for text, is_one in zip(texts, is_plain, strict=True) if is_one]
-        of_plain = iter(batch_ids(plain, tokenizer))
-        return [
-            next(of_plain) if is_one else encode(text, tokenizer)
-            for text, is_one in zip(texts, is_plain, strict=True)
-        ]
+        return encode(text, tokenizer)

@@ -6,11 +6,15 @@ The result does not depend on the number of workers or ranks.
 
 import bisect
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 from llmtuner.extras.errors import DataError
 from llmtuner.hparams.data import DataArgs
+
+_PACK_BITS = 40
+_PACK_MASK = (1 << _PACK_BITS) - 1
 
 
 def is_packed(args: DataArgs, *, by_default: bool) -> bool:
@@ -36,24 +40,27 @@ def pack(lengths: Sequence[int], *, capacity: int, seed: int) -> list[list[int]]
         DataError: a sample is longer than a pack.
     """
     order = np.random.default_rng(seed).permutation(len(lengths))
-    by_length = sorted(order.tolist(), key=lambda number: -lengths[number])
+    longest_first = np.argsort(-np.asarray(lengths, np.int64)[order], kind="stable")
+    by_length = order[longest_first].tolist()
     packs: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (free tokens, pack number), sorted
+    # free tokens and pack number of each, sorted; in one number, which compares fastest
+    rooms: list[int] = []
     for number in by_length:
         length = lengths[number]
         if length > capacity:
             raise DataError(
                 f"Sample {number} does not fit into a pack.", got=length, allowed=f"≤ {capacity}"
             )
-        place = bisect.bisect_left(rooms, (length, -1))
+        place = bisect.bisect_left(rooms, length << _PACK_BITS)
         if place < len(rooms):
-            free, chosen = rooms.pop(place)
+            room = rooms.pop(place)
+            free, chosen = room >> _PACK_BITS, room & _PACK_MASK
         else:
             free, chosen = capacity, len(packs)
             packs.append([])
         packs[chosen].append(number)
         if free > length:
-            bisect.insort(rooms, (free - length, chosen))
+            bisect.insort(rooms, (free - length) << _PACK_BITS | chosen)
     return packs
 
 
@@ -61,4 +68,5 @@ def fill_ratio(packs: Sequence[Sequence[int]], lengths: Sequence[int], *, capaci
     """Return the share of the packs' room that holds tokens (0 to 1)."""
     if not packs:
         return 0.0
-    return sum(lengths[number] for group in packs for number in group) / (len(packs) * capacity)
+    total = sum(map(lengths.__getitem__, chain.from_iterable(packs)))
+    return total / (len(packs) * capacity)

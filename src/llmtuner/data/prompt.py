@@ -144,6 +144,8 @@ def unguarded(text: str) -> str:
 @lru_cache(maxsize=32)  # a proof asks for the same few texts again and again
 def guard(text: str, guards: re.Pattern[str]) -> str:
     """Return `text` with guards around the control tokens in it."""
+    if guards.search(text) is None and GUARD_START not in text and GUARD_END not in text:
+        return text  # what marking would give, for less
     guarded: str = mark_control_tokens(text, guards)
     return guarded
 
@@ -164,13 +166,9 @@ def split_thinking(message: Message, template: Template) -> Message:
         thinking = None
     if thinking is not None and not is_apart:
         thinking, content = None, f"<think>\n{thinking}\n</think>\n\n{content}"
-    return Message(
-        message.role,
-        content,
-        train=message.train,
-        thinking=thinking,
-        tool_calls=message.tool_calls,
-    )
+    if content is message.content and thinking is message.thinking:
+        return message
+    return replace(message, content=content, thinking=thinking)
 
 
 def parse_tools(tools: str) -> list[Any]:

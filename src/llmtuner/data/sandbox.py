@@ -14,15 +14,16 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 _OPENED, _CLOSED = "\0{generation\0", "\0generation}\0"  # no text of a row holds NUL
 _MARK = re.compile(f"({re.escape(_OPENED)}|{re.escape(_CLOSED)})")
-_PLAIN = frozenset({str, int, float, bool, type(None), list, dict, tuple})
+_PLAIN = frozenset({str, int, float, bool, type(None), list, dict, tuple, LoopContext})
 _OF_DICTS = frozenset(dir(dict))
-_REASONING = ("reasoning_content", "thinking", "reasoning")
+_REASONING_ORDER = ("reasoning_content", "thinking", "reasoning")
+_REASONING = frozenset(_REASONING_ORDER)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -35,7 +36,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Say whether a template may read an attribute.
 
-        Of plain values the verdict follows from their type and the name.
+        Of plain values and loops the verdict follows from their type and the name.
         """
         kind = type(obj)
         if kind not in _PLAIN:
@@ -78,7 +79,9 @@ def compile_chat(text: str) -> jinja2.Template:
     )
     sandbox.filters.update(known.filters)
     sandbox.globals.update(known.globals)
-    return ImmutableSandboxedEnvironment.from_string(sandbox, text)
+    template = ImmutableSandboxedEnvironment.from_string(sandbox, text)
+    template.globals = dict(template.globals)  # a chain of maps, which each rendering would copy
+    return template
 
 
 def render_plain(
@@ -106,7 +109,9 @@ def render_plain(
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return the message with its thought under the names by which templates ask for it."""
-    found = (message[name] for name in _REASONING if message.get(name) is not None)
+    if _REASONING.isdisjoint(message):
+        return dict(message)
+    found = (message[name] for name in _REASONING_ORDER if message.get(name) is not None)
     thought = next(found, None)
     if thought is None:
         return dict(message)

@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from llmtuner.data.chat_jinja import Rendered
 from llmtuner.data.conversation import Message
 from llmtuner.data.prompt import GUARD_START, Chat, guard, unguarded
-from llmtuner.data.template import Template
+from llmtuner.data.template import Template, any_of
 from llmtuner.extras.errors import TemplateError
 
 _NO_THOUGHT = "\U000f0002"  # stands for a thought that is not there; rows cannot hold it
@@ -76,7 +77,9 @@ def _with_notice(text: TurnText, message: Message, template: Template) -> TurnTe
     asked = template.enable_thinking
     is_other = bool(template.thinking_switches) and text.enable_thinking != asked
     ends_thought = message.thinking is None and text.answer.lstrip().startswith("</think>")
-    return replace(text, is_thought_unasked=asked is not None and (is_other or ends_thought))
+    if asked is None or not (is_other or ends_thought):
+        return text
+    return replace(text, is_thought_unasked=True)
 
 
 def _settings(template: Template, *, has_thinking: bool) -> list[bool | None]:
@@ -217,9 +220,13 @@ def _end_of_answer(text: str, turn: int, chat: Chat) -> int | None:
         words = guard(part, template.answer_guards).strip()
         found = text.rfind(words) if words else -1
         after = max(after, found + len(words)) if found >= 0 else after
-    stops = "|".join(map(re.escape, sorted(template.stop_tokens, key=len, reverse=True)))
-    match = re.compile(f"(?<!{GUARD_START})(?:{stops})").search(text, after)
+    match = _unguarded_stops(template.stop_tokens).search(text, after)
     return match.end() if match else None
+
+
+@lru_cache(maxsize=8)
+def _unguarded_stops(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"(?<!{GUARD_START})(?:{any_of(tokens).pattern})")
 
 
 # --- what is in it --------------------------------------------------------------------------------
@@ -289,7 +296,12 @@ def _check_around(text: TurnText, turn: int, chat: Chat) -> None:
 
 def _tokens_in(text: str, template: Template) -> Iterator[re.Match[str]]:
     """Yield the control tokens and tags of a text."""
-    return re.finditer(f"{template.guards.pattern}|{_TAG.pattern}", text)
+    return _tokens_or_tags(template.guards.pattern).finditer(text)
+
+
+@lru_cache(maxsize=8)
+def _tokens_or_tags(tokens: str) -> re.Pattern[str]:
+    return re.compile(f"{tokens}|{_TAG.pattern}")
 
 
 def _added(added: str, turn: int, template: Template) -> TemplateError:

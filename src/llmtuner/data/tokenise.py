@@ -10,7 +10,7 @@ from llmtuner.data.audit.defects import AUDIT_VERSION
 from llmtuner.data.audit.findings import Auditor
 from llmtuner.data.audit.inspect import RowNotes, inspect_rows
 from llmtuner.data.audit.row import Vocabulary, vocabulary_of
-from llmtuner.data.blocks import map_blocks, show_progress
+from llmtuner.data.blocks import map_blocks, older_objects_at_rest, show_progress
 from llmtuner.data.conversation import Conversation
 from llmtuner.data.counts import Counts, note_bad_rows, start_counts, tally
 from llmtuner.data.dataset_info import DatasetSpec
@@ -89,7 +89,8 @@ def tokenise(
     folder = process_env().cache_dir / "tokens" / key
     # what a hub serves under a name can change without us knowing
     rebuild = args.overwrite_cache or spec.hub is not None
-    tokens = load_or_build(folder, build=build, rebuild=rebuild)
+    with older_objects_at_rest():
+        tokens = load_or_build(folder, build=build, rebuild=rebuild)
     _log_counts(spec.name, tokens.counts)
     return tokens
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import audit_corpus as corpora
+import numpy as np
 import pytest
 from tiny_tokenizers import byte_level, plain_byte_level
 from tokenizers import processors
@@ -13,8 +14,10 @@ from tokenizers import processors
 from llmtuner.data.audit.collect import audit_datasets
 from llmtuner.data.audit.defects import DEFECTS, OWN_DEFECTS
 from llmtuner.data.audit.findings import MOST_PLACES, SetAudit, from_dict, joined
+from llmtuner.data.audit.fingerprint import Places
 from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.row import Hit, vocabulary_of
+from llmtuner.data.audit.set_defects import SetPrint, conflicting_answers, duplicate_row
 from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
 from llmtuner.data.encoders.pt import TextEncoder
 from llmtuner.data.encoders.sft import ConversationEncoder, build_encoder
@@ -48,6 +51,28 @@ def found(
         for name, finding in one.findings.items()
         for place in finding.places
     }
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [0, 1, 60])
+def test_equal_rows_and_questions_are_told_in_file_order(seed: int, count: int) -> None:
+    rows, questions = np.random.default_rng(seed).integers(-20, 20, (2, count))
+    questions[rows % 3 == 0] = 0
+    places = Places()
+    for number in range(count):
+        places.append(f"rows:{number}")
+    first_row: dict[int, int] = {}
+    first_question: dict[int, int] = {}
+    repeated, answered = [], []
+    for number, (row, question) in enumerate(zip(rows.tolist(), questions.tolist(), strict=True)):
+        if first_row.setdefault(row, number) != number:
+            repeated.append((number, Hit(None, f"same as rows:{first_row[row]}")))
+        elif question and first_question.setdefault(question, number) != number:
+            note = f"same question as rows:{first_question[question]}"
+            answered.append((number, Hit(None, note)))
+    prints = SetPrint(rows, questions, places)
+    assert list(duplicate_row(prints)) == repeated
+    assert list(conflicting_answers(prints)) == answered
 
 
 def test_every_own_class_is_planted_somewhere() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from text_sets import data_args, numbered, text_encoder, texts_of, write_texts
@@ -12,6 +13,7 @@ from text_sets import data_args, numbered, text_encoder, texts_of, write_texts
 from llmtuner.data.build import BuiltData, build_datasets, split_rows
 from llmtuner.data.conversation import Conversation
 from llmtuner.data.render import Encoded
+from llmtuner.data.stored_column import stored_column
 from llmtuner.extras.errors import DataError
 
 SIZES = {"a": 10, "b": 4, "c": 6}
@@ -116,6 +118,22 @@ def test_the_seed_decides_which_rows_are_held_out(folder: Path) -> None:
 
     assert held_out(1) == held_out(1)
     assert len({tuple(held_out(seed)) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("chosen", [None, [3, 0, 1, 1, 2, 5, 0]])
+def test_the_split_is_that_of_the_plain_way(chosen: list[int] | None) -> None:
+    samples = Dataset.from_dict(
+        {"source": ["a:1", "a:1", "b:1", "a:2", "b:2", "a:1"], "number": [*range(6)]}
+    )
+    samples = samples if chosen is None else samples.select(chosen)
+    assert stored_column(samples, "source").to_pylist() == list(samples["source"])
+    rows = list(dict.fromkeys(samples["source"]))
+    for seed in range(5):
+        held_out = {rows[n] for n in np.random.default_rng(seed).permutation(len(rows))[:2]}
+        parts = split_rows(samples, 2, seed=seed)
+        for part, is_wanted in zip(parts, (False, True), strict=True):
+            expected = [one for one in samples if (one["source"] in held_out) == is_wanted]
+            assert list(part) == expected
 
 
 @pytest.mark.parametrize("val_size", [10, 11, 1e6])

@@ -1,22 +1,25 @@
 """The quick way through the data path gives what the plain way gives."""
 
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
 from example_chats import CHATS
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tiny_tokenizers import byte_level
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import mark_control_tokens, render_jinja_template
 
 from llmtuner.data.batch_ids import batch_ids
-from llmtuner.data.blocks import BLOCK, map_blocks
+from llmtuner.data.blocks import BLOCK, map_blocks, older_objects_at_rest
 from llmtuner.data.chat_jinja import render_chat
 from llmtuner.data.conversation import Conversation, Message
 from llmtuner.data.drafts import draft_turns
 from llmtuner.data.jobs import run_jobs
-from llmtuner.data.prompt import encode, prepare_chat
+from llmtuner.data.prompt import GUARD_END, GUARD_START, encode, guard, prepare_chat
 from llmtuner.data.sandbox import Sandbox
 from llmtuner.data.template import load_template
 from llmtuner.data.templates import read_template, template_names
@@ -43,6 +46,14 @@ def test_batches_have_the_ids_of_the_tokenizer(split: bool | None, special: bool
     assert got[4] == expected[4]  # equal texts share no list
 
 
+@pytest.mark.parametrize(
+    "text", [*TEXTS, f"{GUARD_START}a", f"a{GUARD_END}", f"{GUARD_START}<|im_start|>{GUARD_END}"]
+)
+def test_guards_are_those_of_transformers(text: str) -> None:
+    guards = load_template("chatml", byte_level()).guards
+    assert guard(text, guards) == mark_control_tokens(text, guards)
+
+
 def test_a_tokenizer_with_its_own_way_of_encoding_is_asked() -> None:
     tokenizer = byte_level.__wrapped__()
 
@@ -53,6 +64,15 @@ def test_a_tokenizer_with_its_own_way_of_encoding_is_asked() -> None:
     expected = tokenizer(["ABC"], add_special_tokens=False)["input_ids"]
     tokenizer.__class__ = Shouting
     assert batch_ids(["abc"], tokenizer) == expected
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_thoughts_have_all_their_names(name: str) -> None:
+    text = "{{ messages[0].thinking }}|{{ messages[0].reasoning_content }}"
+    messages = [{"role": "assistant", "content": "a", name: "why"}]
+    texts, _ = render_jinja_template([messages], chat_template=text)
+    got = render_chat(text, messages, tools=None, variables={}, generation_prompt=False)
+    assert got.text == texts[0]
 
 
 @pytest.mark.parametrize("name", template_names())
@@ -74,7 +94,10 @@ def test_templates_render_as_transformers_does(name: str, until: int) -> None:
     assert list(got.marks) == ([] if asks else marks[0])
 
 
-@pytest.mark.parametrize("value", ["text", 1, 1.5, True, None, [1], {"a": 1}, (1,), str, len])
+LOOP = LoopContext(["a"], Undefined, lambda *_: "")
+
+
+@pytest.mark.parametrize("value", ["text", 1, 1.5, True, None, [1], {"a": 1}, (1,), LOOP, str, len])
 def test_kept_verdicts_are_the_sandbox_s_own(value: object) -> None:
     plain, quick = ImmutableSandboxedEnvironment(), Sandbox()
     for name in [*dir(value), "missing", "mro", "_a", "__a"]:
@@ -146,3 +169,34 @@ def test_what_comes_first_in_the_file_is_told_first() -> None:
     seen = []
     with pytest.raises(ValueError, match="unreadable"):
         seen.extend(map_blocks(broken(), list, num_workers=1))
+
+
+class Ring:
+    """An object that only a search for garbage can free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_of_rows_is_found_while_older_objects_rest() -> None:
+    gc.collect()
+    older = Ring()
+    seen = [weakref.ref(older)]
+    with older_objects_at_rest():
+        row = Ring()
+        seen.append(weakref.ref(row))
+        del older, row
+        gc.collect()
+        assert [one() is None for one in seen] == [False, True]
+    gc.collect()
+    assert [one() is None for one in seen] == [True, True]
+
+
+def test_objects_that_rest_already_go_on_resting() -> None:
+    gc.freeze()
+    try:
+        with older_objects_at_rest():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

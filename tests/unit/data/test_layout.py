@@ -34,6 +34,24 @@ def test_packs_are_full(capacity: int, mean: float, least: float) -> None:
     assert fill_ratio(packs, lengths, capacity=capacity) >= least
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("capacity", "mean"), [(2048, 5.5), (16, 1.0)])
+def test_packs_are_those_of_the_plain_way(seed: int, capacity: int, mean: float) -> None:
+    lengths = log_normal_lengths(2000, capacity=capacity, mean=mean)
+    order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
+    packs: list[list[int]] = []
+    free: list[int] = []
+    for number in sorted(order, key=lambda one: -lengths[one]):
+        fitting = [(room, n) for n, room in enumerate(free) if room >= lengths[number]]
+        if not fitting:
+            packs.append([])
+            free.append(capacity)
+        chosen = min(fitting)[1] if fitting else len(packs) - 1
+        packs[chosen].append(number)
+        free[chosen] -= lengths[number]
+    assert pack(lengths, capacity=capacity, seed=seed) == packs
+
+
 def test_packs_depend_on_the_seed_alone() -> None:
     lengths = [10] * 50
     assert pack(lengths, capacity=40, seed=3) == pack(lengths, capacity=40, seed=3)

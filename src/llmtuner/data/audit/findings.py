@@ -185,7 +185,7 @@ def joined(audits: Iterable[SetAudit]) -> SetAudit:
 
 
 def _as_digests(values: "array[int]") -> Digests:
-    return np.array(values, np.int64)
+    return np.frombuffer(values, np.int64)
 
 
 def _bucket(length: int) -> int:

@@ -33,26 +33,35 @@ SetDetector = Callable[[SetPrint], Iterator[Comparison]]
 
 def duplicate_row(prints: SetPrint) -> Iterator[Comparison]:
     """Find rows that say exactly what an earlier row says."""
-    first = _first_equal(prints.rows)
-    for number in np.flatnonzero(first != np.arange(len(first))):
-        place, original = prints.places[int(number)], prints.places[int(first[number])]
+    for number, first in _repeats(prints.rows):
+        place, original = prints.places[number], prints.places[first]
         if place != original:  # else the row was drawn twice, as the user asked
-            yield int(number), Hit(None, f"same as {original}")
+            yield number, Hit(None, f"same as {original}")
 
 
 def conflicting_answers(prints: SetPrint) -> Iterator[Comparison]:
     """Find rows that answer a question otherwise than the first row that has it."""
-    asked = np.flatnonzero(prints.questions)
-    is_new = _first_equal(prints.rows) == np.arange(len(prints.rows))
-    asked = asked[is_new[asked]]
-    first = _first_equal(prints.questions[asked])
-    for number in np.flatnonzero(first != np.arange(len(first))):
-        original = prints.places[int(asked[first[number]])]
+    is_new_question = prints.questions != 0
+    for number, _ in _repeats(prints.rows):
+        is_new_question[number] = False
+    asked = np.flatnonzero(is_new_question)
+    for number, first in _repeats(prints.questions[asked]):
+        original = prints.places[int(asked[first])]
         yield int(asked[number]), Hit(None, f"same question as {original}")
 
 
-def _first_equal(digests: Digests) -> Digests:
-    """Return, for each place, the first place of the same value."""
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    found: Digests = first[inverse].astype(np.int64)
-    return found
+def _repeats(digests: Digests) -> Iterator[tuple[int, int]]:
+    """Yield each place of a value that stands before, with the first place of it.
+
+    Only the order of all digests is held, which for millions of rows is some bytes a row.
+    """
+    order = np.argsort(digests, kind="stable")
+    sorted_ = digests[order]
+    is_same = sorted_[1:] == sorted_[:-1]
+    if not is_same.any():
+        return
+    starts = np.flatnonzero(np.concatenate([[True], ~is_same]))
+    at = np.flatnonzero(is_same) + 1
+    numbers, firsts = order[at], order[starts[np.searchsorted(starts, at, side="right") - 1]]
+    for place in np.argsort(numbers):
+        yield int(numbers[place]), int(firsts[place])

@@ -21,6 +21,7 @@ from llmtuner.data.audit.overlap import (
 from llmtuner.data.audit.report import Audit
 from llmtuner.data.audit.row import Hit
 from llmtuner.data.dataset_info import DatasetSpec
+from llmtuner.data.stored_column import stored_column
 from llmtuner.data.token_store import Tokens, content_key
 from llmtuner.extras.env import process_env
 from llmtuner.extras.files import read_json, write_json
@@ -74,7 +75,7 @@ def audit_split(train: Dataset, validation: Dataset) -> SetAudit:
 
 def row_set(samples: Dataset) -> RowSet:
     """Return the rows that samples come from."""
-    digests = np.asarray(samples.with_format("numpy")["digest"][:], np.int64)
+    digests = np.asarray(stored_column(samples, "digest"), np.int64)
     return RowSet(digests, samples["source"])
 
 
