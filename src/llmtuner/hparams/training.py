@@ -106,6 +106,12 @@ class TrainArgs:
 
     other: Mapping[str, Any] = Field(default_factory=dict, description="Further given arguments.")
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the model goes through torch.compile; any of its three options asks for it."""
+        names = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+        return any(self.other.get(name) for name in names)
+
     def hf_values(self) -> dict[str, Any]:
         """Return what `transformers.Seq2SeqTrainingArguments` gets.
 

@@ -26,6 +26,7 @@ from llmtuner.hparams.config import RunConfig
 from llmtuner.model.adapters import write_base_record
 from llmtuner.model.attention import uses_flat_batches
 from llmtuner.model.hub import locate_model
+from llmtuner.model.liger import LigerChoice, use_liger
 from llmtuner.model.methods.lora import split_adapters
 from llmtuner.model.parameters import trainable_report
 from llmtuner.model.precision import Precision
@@ -33,7 +34,7 @@ from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
 from llmtuner.train.checkpoint import CheckpointStore, check_identity
 from llmtuner.train.companions import write_companions
 from llmtuner.train.hf_args import to_hf_args, to_precision
-from llmtuner.train.loading import choose_attention, load_for_run
+from llmtuner.train.loading import choose_attention, choose_liger, load_for_run
 from llmtuner.train.loggers import LOGGERS
 from llmtuner.train.neftune import NeftuneNoise
 from llmtuner.train.optimizer import build_optimizer
@@ -99,7 +100,8 @@ def prepare_run(
     if start.checkpoint is not None:
         check_identity(start.checkpoint, identity)
     device_type = hf_args.device.type
-    attention = choose_attention(config, device_type)
+    attention = choose_attention(config, device_type, precision)
+    liger = choose_liger(config, device_type)
     model = load_for_run(
         config,
         device_type=device_type,
@@ -107,6 +109,7 @@ def prepare_run(
         attention=attention,
         tokenizer=tokenizer,
     )
+    liger = use_liger(model, liger)
     store = CheckpointStore(
         output_dir=start.output_dir,
         run_id=run_id,
@@ -142,7 +145,7 @@ def prepare_run(
         data=data.report,
         audit=data.audit,
         contract=contract.to_dict() if contract else {},
-        model=_describe(model, hf_args, precision, attention),
+        model=_describe(model, hf_args, precision, attention, liger),
         plan=plan,
     )
     return Run(config, trainer, trackers, clock, predict, start, report, started)
@@ -153,6 +156,7 @@ def _describe(
     hf_args: Seq2SeqTrainingArguments,
     precision: Precision,
     attention: str,
+    liger: LigerChoice,
 ) -> dict[str, Any]:
     """Log what will be trained, and return it for the report."""
     parameters = trainable_report(model)
@@ -172,6 +176,9 @@ def _describe(
         "precision": precision.name,
         "precision_reason": precision.reason,
         "attention": attention,
+        "liger_kernels": liger.enabled,
+        "liger_kernels_reason": liger.reason,
+        "torch_compile": hf_args.torch_compile,
         "world_size": ranks,
         "effective_batch_size": batch * passes * ranks,
     }

@@ -120,7 +120,7 @@ def forecast(
             config=config,
             tokenizer=tokenizer,
             precision=precision,
-            attention=choose_attention(config, device_type),
+            attention=choose_attention(config, device_type, precision),
             device_type=device_type,
             world_size=process_env().world_size,
         )
