@@ -71,7 +71,7 @@ class TrainArgs:
     tf32: bool | None = arg(None, "TF32 matrix products on NVIDIA GPUs.")
     use_cpu: bool = arg(False, "Train on the CPU even if there is a GPU.")
     gradient_checkpointing: bool | None = arg(
-        None, "Recompute activations to save memory. Unset: see disable_gradient_checkpointing."
+        None, "Recompute activations to save memory. Unset: only where they will not fit."
     )
     gradient_checkpointing_kwargs: dict[str, Any] | None = arg(
         None, "Only use_reentrant is read; see use_reentrant_gc."

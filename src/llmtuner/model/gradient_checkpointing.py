@@ -8,6 +8,28 @@ from transformers import PreTrainedModel
 
 from llmtuner.hparams.model import ModelArgs
 
+_FULL = 0.8
+"""Share of the memory that a step may take; the rest is for what a forecast does not see."""
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """What a run takes at most when it keeps all activations, and what there is, in bytes."""
+
+    peak_bytes: float
+    limit_bytes: float
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether the run fits with a margin."""
+        return self.peak_bytes <= _FULL * self.limit_bytes
+
+    def __str__(self) -> str:
+        """Return both in one phrase."""
+        return (
+            f"{self.peak_bytes / 1e9:.2f} GB of the {self.limit_bytes / 1e9:.2f} GB that are there"
+        )
+
 
 @dataclass(frozen=True)
 class CheckpointingChoice:
@@ -18,19 +40,29 @@ class CheckpointingChoice:
 
 
 def pick_gradient_checkpointing(
-    args: ModelArgs, *, asked: bool | None, device_type: str
+    args: ModelArgs,
+    *,
+    asked: bool | None,
+    device_type: str,
+    memory: MemoryForecast | None = None,
 ) -> CheckpointingChoice:
-    """Decide from the flags and the device.
+    """Decide from the flags, else from the memory, else from the device.
 
     Args:
         args: holds `disable_gradient_checkpointing`.
         asked: the user's `gradient_checkpointing`; None: not given.
         device_type: "cpu", "cuda", …
+        memory: of a training run; None: not foretold.
     """
     if args.disable_gradient_checkpointing:
         return CheckpointingChoice(False, "disable_gradient_checkpointing was given")
     if asked is not None:
         return CheckpointingChoice(asked, "gradient_checkpointing was given")
+    if memory is not None:
+        kept = f"keeping all activations takes {memory}"
+        if memory.has_margin:
+            return CheckpointingChoice(False, kept)
+        return CheckpointingChoice(True, f"{kept}, and {1 - _FULL:.0%} are to stay free")
     if device_type == "cpu":
         return CheckpointingChoice(False, "main memory is plenty and a second forward pass is slow")
     return CheckpointingChoice(True, "it saves GPU memory")
