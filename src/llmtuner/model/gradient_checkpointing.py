@@ -1,12 +1,15 @@
 """Gradient checkpointing: activations are computed again in the backward pass to save memory."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from llmtuner.hparams.model import ModelArgs
+from llmtuner.model.frozen import frozen_layers
 
 _FULL = 0.8
 """Share of the memory that a step may take; the rest is for what a forecast does not see."""
@@ -71,22 +74,34 @@ def pick_gradient_checkpointing(
 def enable_gradient_checkpointing(
     model: PreTrainedModel | PeftModel, *, use_reentrant: bool
 ) -> None:
-    """Switch recomputation on.
+    """Switch recomputation on in the layers that a gradient reaches.
 
     Args:
         model: with adapters or without.
-        use_reentrant: torch's older kind; it needs a tensor with gradient at the first layer,
-            which frozen embeddings do not give, so their output is made to have one.
+        use_reentrant: torch's older kind; it needs a tensor with gradient at the first of these
+            layers, so what is below it, frozen as it is, is made to give one.
     """
     inner = _without_adapters(model)
     inner.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    frozen: list[Any] = frozen_layers(inner)
+    for layer in frozen:  # they keep nothing, so there is nothing to save
+        layer.gradient_checkpointing = False
+    if use_reentrant and not frozen:
+        return
+    # transformers has made the embeddings do it, and gradients would go all the way down to them
+    inner.disable_input_require_grads()
     if use_reentrant:
-        inner.enable_input_require_grads()
+        frozen[-1].register_forward_hook(_require_gradient)
 
 
 def disable_gradient_checkpointing(model: PreTrainedModel | PeftModel) -> None:
     """Switch recomputation off."""
     _without_adapters(model).activation_checkpointing_disable()
+
+
+def _require_gradient(layer: object, inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+    if torch.is_grad_enabled():  # some layers return more than hidden states
+        (output[0] if isinstance(output, tuple) else output).requires_grad_()
 
 
 def _without_adapters(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
