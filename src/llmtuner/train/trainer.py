@@ -27,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.batches import Layout, StepBatches
-from llmtuner.data.collate import Batch
+from llmtuner.data.collate import Batch, FlatCollator
 from llmtuner.data.lengths import sample_lengths
 from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import ConfigError, NonFiniteError
@@ -114,17 +114,21 @@ class LlmTrainer(Trainer):
         if isinstance(train, SampleStream):
             return self._loader(train, batch_size=self._train_batch_size)
         by_length = self.args.train_sampling_strategy == "group_by_length"
+        layout = self._layout(
+            self._train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
+        )
+        # packs are level as they are, and padded batches are as long as their longest sample
+        levels = isinstance(self.data.collator, FlatCollator) and layout.num_batches > 1
+        needed = self.data.packs is None and (by_length or levels)
+        lengths = sample_lengths(train).tolist() if needed else None
         batches = StepBatches(
             len(train),
-            layout=self._layout(
-                self._train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
-            ),
+            layout=layout,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=self.shuffle and self.args.train_sampling_strategy != "sequential",
             packs=self.data.packs,
-            lengths=sample_lengths(train).tolist()
-            if by_length and self.data.packs is None
-            else None,
+            lengths=lengths if by_length else None,
+            levelled=lengths if levels else None,
             drop_last=self.args.dataloader_drop_last,
         )
         return self._loader(train, batch_sampler=batches)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_training import samples, tiny_tokenizer
+from tiny_training import make_trainer, samples, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtuner.data.build import BuiltData
@@ -106,6 +106,19 @@ def test_the_largest_micro_batch_is_one_that_the_run_has(configure):
         configure("--per_device_train_batch_size", "1", "--max_steps", "1", "--disable_shuffling")
     )
     assert few.largest.lengths == (4,)
+
+
+def test_the_plan_sees_the_levelled_micro_batches_of_the_run(configure, tmp_path):
+    words = "--per_device_train_batch_size 2 --gradient_accumulation_steps 3 --disable_shuffling"
+    found = workload_of(configure(*words.split()))
+    assert found.largest.lengths == (4, 30)  # in file order it would be (5, 30)
+    trainer = make_trainer(
+        *(tmp_path,),
+        **{"train": samples(LENGTHS), "shuffle": False, "per_device_train_batch_size": 2},
+        gradient_accumulation_steps=3,
+    )
+    batches = [[LENGTHS[n] for n in one] for one in trainer.get_train_dataloader().batch_sampler]
+    assert [4, 30] in batches
 
 
 def test_evaluation_counts_when_it_is_asked_for(configure):

@@ -135,6 +135,7 @@ def forecast(
             data,
             world_size=situation.world_size,
             is_packed=data.packs is not None and uses_flat_batches(situation.attention),
+            is_flat=uses_flat_batches(situation.attention),
         )
         workload = _lay_out(work)
         memory, largest, sizes = estimate(situation, workload, baseline=0.0)
