@@ -27,6 +27,7 @@ _OWNED = frozenset(
         "generation_config",
         "gradient_checkpointing",
         "gradient_checkpointing_kwargs",
+        "cache_frozen_layers",
         "other",
     }
 )
@@ -75,6 +76,13 @@ class TrainArgs:
     )
     gradient_checkpointing_kwargs: dict[str, Any] | None = arg(
         None, "Only use_reentrant is read; see use_reentrant_gc."
+    )
+    cache_frozen_layers: float = arg(
+        0.0,
+        "Disk for what the frozen lower layers make of each sample, computed in the first epoch "
+        "only; 0: off. CPU, one process.",
+        unit="GB",
+        low=0,
     )
     deepspeed: str | None = arg(None, "DeepSpeed configuration, a JSON file.")
     ddp_timeout: int = arg(1800, "How long processes wait for each other.", unit="s", low=1)

@@ -33,6 +33,7 @@ from llmtuner.model.precision import Precision
 from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
 from llmtuner.train.checkpoint import CheckpointStore, check_identity
 from llmtuner.train.companions import write_companions
+from llmtuner.train.frozen_cache import open_frozen_cache
 from llmtuner.train.hf_args import to_hf_args, to_precision
 from llmtuner.train.loading import Way, choose_way, load_for_run
 from llmtuner.train.loggers import LOGGERS
@@ -143,6 +144,7 @@ def prepare_run(
         shuffle=not config.finetuning.disable_shuffling,
         with_accuracy=config.finetuning.compute_accuracy,
         noise=_noise(config, model),
+        cache=open_frozen_cache(config, model, data.train, folder=start.output_dir),
         callbacks=[*_callbacks(config, start.output_dir), clock, *trackers],
     )
     report = replace(

@@ -36,6 +36,7 @@ from llmtuner.extras.logs import get_logger
 from llmtuner.model.attention import supports_kept_logits
 from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 from llmtuner.train.checkpoint import CheckpointStore
+from llmtuner.train.frozen_cache import FrozenCache
 from llmtuner.train.neftune import NeftuneNoise
 
 logger = get_logger(__name__)
@@ -76,6 +77,7 @@ class LlmTrainer(Trainer):
         shuffle: bool = True,
         with_accuracy: bool = False,
         noise: NeftuneNoise | None = None,
+        cache: FrozenCache | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Wire the parts together; nothing is loaded or moved here that the caller did not give."""
@@ -94,6 +96,7 @@ class LlmTrainer(Trainer):
         self.shuffle = shuffle
         self.with_accuracy = with_accuracy
         self.noise = noise
+        self.cache = cache
         self.is_prepared = False  # preparing twice would wrap `forward` twice
         self.skips_head = supports_kept_logits(model)
         self.head = separable_head(model)  # run in chunks, behind the model
@@ -249,7 +252,11 @@ class LlmTrainer(Trainer):
         kept, targets = inputs.pop("kept"), inputs.pop("targets")
         if self.noise is not None:
             self.noise.prepare(inputs)
-        with nullcontext() if self.head is None else passing_on(self.head):
+        cache = self.cache if model.training else None
+        with (
+            nullcontext() if self.head is None else passing_on(self.head),
+            nullcontext() if cache is None else cache.serving(inputs),
+        ):
             if "cu_seq_lens_q" in inputs and self.skips_head:
                 outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
                 return outputs["logits"][0], targets, outputs
