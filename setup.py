@@ -20,6 +20,7 @@ CORE = [
 EXTRAS = {
     "deepspeed": ["deepspeed>=0.18"],
     "quant": ["bitsandbytes>=0.49"],
+    "liger": ["liger-kernel>=0.7"],
     "gptq": ["gptqmodel>=5.6", "optimum>=2.0"],
     "demo": ["gguf>=0.17"],
     "metrics": ["sacrebleu>=2.5", "rouge-score>=0.1.2", "rjieba>=0.1.13"],

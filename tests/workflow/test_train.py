@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtuner.cli.main import main
+from llmtuner.model.gradient_checkpointing import enable_gradient_checkpointing
 
 from .conftest import Train, losses, read_json
 
@@ -106,6 +108,28 @@ def test_the_layout_changes_neither_loss_nor_gradient(train: Train) -> None:
         seen[name] = [value for entry in entries for value in (entry["loss"], entry["grad_norm"])]
     for name, values in seen.items():
         assert values == pytest.approx(seen["1x8"], rel=1e-5), name
+
+
+def test_activations_are_computed_again_where_memory_is_short(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, enabled = {}, []
+
+    def enable(model: Any, **how: Any) -> None:
+        enabled.append(not any(p.is_meta for p in model.parameters()))  # else it is a plan's
+        enable_gradient_checkpointing(model, **how)
+
+    monkeypatch.setattr("llmtuner.train.loading.enable_gradient_checkpointing", enable)
+    for name, limit in (("roomy", 10**12), ("short", 10**6)):
+        monkeypatch.setattr("llmtuner.train.plan.forecast.memory_limit", lambda *a, n=limit, **k: n)
+        output_dir = train("--max_steps", "2", name=name)
+        record = json.loads((output_dir / "run.json").read_text())["model"]
+        entries = (output_dir / "trainer_log.jsonl").read_text().splitlines()
+        seen[name] = (record["gradient_checkpointing"], [json.loads(e)["loss"] for e in entries])
+        assert enabled.count(True) == (name == "short")
+        assert "GB that are there" in record["gradient_checkpointing_reason"]
+    assert (seen["roomy"][0], seen["short"][0]) == (False, True)
+    assert seen["roomy"][1] == pytest.approx(seen["short"][1], rel=1e-6)
 
 
 def test_merged_model_equals_base_with_adapter(

@@ -101,6 +101,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
         yield f"It fits: {peak} of {limit}."
     else:
         yield f"It will not fit: {peak}, and there is {limit}."
+    chosen = found.checkpointing
+    yield f"Gradient checkpointing {'on' if chosen.enabled else 'off'}: {chosen.reason}."
     if found.changes:
         yield "Change, in this order, each on top of those above:"
     for number, change in enumerate(found.changes, start=1):

@@ -2,10 +2,14 @@
 
 The order of an epoch is cut into optimizer steps first, and each step is then dealt out to ranks
 and micro-batches. So 1 rank x 8 samples, 2 x 4 and 1 x 2 with 4 accumulations train on the same
-samples in the same step. Nothing is repeated to make the ranks even: a rank that has no sample left
+samples in the same step. Given the tokens of the samples, a step is dealt out so that its
+micro-batches are about equally long: no rank waits for another, and none needs more memory. Nothing
+is repeated to make the ranks even: a rank that has no sample left
 gets an empty micro-batch, which the collator turns into one token without a target.
 """
 
+import heapq
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,9 +36,14 @@ class Layout:
     world_size: int = 1
 
     @property
+    def num_batches(self) -> int:
+        """Micro-batches of one optimizer step over all ranks."""
+        return self.accumulation_steps * self.world_size
+
+    @property
     def step_size(self) -> int:
         """Samples (packs) of one optimizer step over all ranks."""
-        return self.micro_batch_size * self.accumulation_steps * self.world_size
+        return self.micro_batch_size * self.num_batches
 
 
 class StepBatches:
@@ -47,6 +56,7 @@ class StepBatches:
         shuffle: draw a new order every epoch; False keeps the file order.
         packs: sample numbers that go together; None when every sample is its own unit.
         lengths: tokens per unit, given to put units of like length into the same step.
+        levelled: tokens per unit, given to make the micro-batches of a step about equally long.
         drop_last: leave out the last step of an epoch when it is not full.
     """
 
@@ -59,6 +69,7 @@ class StepBatches:
         shuffle: bool,
         packs: Sequence[Sequence[int]] | None = None,
         lengths: Sequence[int] | None = None,
+        levelled: Sequence[int] | None = None,
         drop_last: bool = False,
     ) -> None:
         self.layout = layout
@@ -69,6 +80,7 @@ class StepBatches:
         self._seed = seed
         self._shuffle = shuffle
         self._lengths = lengths
+        self._levelled = None if levelled is None else np.asarray(levelled)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the given epoch, counted from 0."""
@@ -93,12 +105,24 @@ class StepBatches:
         passes = self._passes(len(units))
         if passes == 0:
             return
-        share, rest = divmod(len(units), passes * self.layout.world_size)
+        ranks = self.layout.world_size
+        share, rest = divmod(len(units), passes * ranks)
+        groups = self._level(units, passes * ranks)
         for index in range(passes):
-            place = index * self.layout.world_size + self.layout.rank
+            place = index * ranks + self.layout.rank
             start = place * share + min(place, rest)
             own = units[start : start + share + (place < rest)]
+            if groups is not None:
+                own = units[groups[place]]
             yield [number for unit in own.tolist() for number in self._members(unit)]
+
+    def _level(self, units: np.ndarray, count: int) -> list[list[int]] | None:
+        """Return which units of a step go into which of `count` micro-batches; None: in order."""
+        if self._levelled is None or count == 1:
+            return None
+        share, rest = divmod(len(units), count)
+        sizes = [share + (place < rest) for place in range(count)]
+        return level(self._levelled[units].tolist(), sizes, ranks=self.layout.world_size)
 
     def _passes(self, num_units: int) -> int:
         layout = self.layout
@@ -129,3 +153,34 @@ class StepBatches:
             steps = part[:whole].reshape(-1, self.layout.step_size)
             grouped += [random.permutation(steps).reshape(-1), part[whole:]]
         return np.concatenate(grouped)
+
+
+def level(tokens: Sequence[int], sizes: Sequence[int], *, ranks: int = 1) -> list[list[int]]:
+    """Deal units out so that every group has about the same number of tokens.
+
+    The longest unit goes first, each to the group with the fewest tokens that still has a place.
+    Groups of like length then stand in one pass, and the rank that has the longest one in a pass
+    has the shortest in the next.
+
+    Args:
+        tokens: of each unit.
+        sizes: units of each group; as many in all as there are units.
+        ranks: groups of one pass.
+
+    Returns:
+        Numbers of the units in each group, in their order; the first `ranks` groups are those of
+        the first pass.
+    """
+    groups: list[list[int]] = [[] for _ in sizes]
+    totals = [0] * len(sizes)
+    open_groups = [(0, place) for place, size in enumerate(sizes) if size]
+    for number in sorted(range(len(tokens)), key=lambda number: -tokens[number]):
+        total, place = heapq.heappop(open_groups)
+        groups[place].append(number)
+        totals[place] = total + tokens[number]
+        if len(groups[place]) < sizes[place]:
+            heapq.heappush(open_groups, (totals[place], place))
+    order = sorted(range(len(sizes)), key=lambda place: -totals[place])
+    passes = [order[start : start + ranks] for start in range(0, len(order), ranks)]
+    turned = [one[::-1] if index % 2 else one for index, one in enumerate(passes)]
+    return [sorted(groups[place]) for place in itertools.chain.from_iterable(turned)]

@@ -10,6 +10,7 @@ from llmtuner.hparams.config import RunConfig
 from llmtuner.hparams.deepspeed_file import DeepspeedFile, Problem, check_deepspeed
 from llmtuner.hparams.resolve import TRACKERS
 
+_MODES_OF_ONE_SHAPE = ("reduce-overhead", "max-autotune")
 _LONGEST_NAME_BYTES = 255  # of file systems
 
 
@@ -114,6 +115,15 @@ def _precision(config: RunConfig) -> Iterator[Problem]:
         yield names, ConfigError("pure_bf16 and fp16 are both true.", fix="drop one of the two")
     if config.finetuning.pure_bf16 and train.bf16 is False and "bf16" in config.given:
         yield names, ConfigError("pure_bf16 is true and bf16 is false.", fix="drop one of the two")
+
+
+def _compiling(config: RunConfig) -> Iterator[Problem]:
+    mode = config.train.other.get("torch_compile_mode")
+    if mode in _MODES_OF_ONE_SHAPE:
+        problem = "This mode records CUDA graphs, one for each shape; batches have many lengths."
+        allowed = ("default", "max-autotune-no-cudagraphs")
+        error = ConfigError(problem, where="torch_compile_mode", got=mode, allowed=allowed)
+        yield ("torch_compile_mode",), error
 
 
 def _data(config: RunConfig) -> Iterator[Problem]:
@@ -276,8 +286,11 @@ def _folder(name: str, path: str) -> Iterator[Problem]:
 
 _Check = Callable[[RunConfig], Iterator[Problem]]
 _CHECKS: Mapping[str, tuple[_Check, ...]] = {
-    "train": (_model, _output_is_no_input, _quantization, _job, _precision, _data, _evaluation),
-    "plan": (_model, _quantization, _training_rows, _precision, _data, _evaluation),
+    "train": (
+        *(_model, _output_is_no_input, _quantization, _job, _precision, _compiling, _data),
+        _evaluation,
+    ),
+    "plan": (_model, _quantization, _training_rows, _precision, _compiling, _data, _evaluation),
     "selfcheck": (_model, _quantization, _training_rows, _selfcheck, _data),
     "export": (_model, _export),
     "chat": (_model, _quantization),

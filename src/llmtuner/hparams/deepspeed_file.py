@@ -28,6 +28,8 @@ _SCHEDULES = {
     "WarmupCosineLR": "cosine",
 }
 
+_ZERO_WEIGHTS = 3
+
 
 @dataclass(frozen=True)
 class DeepspeedFile:
@@ -111,6 +113,10 @@ def check_deepspeed(config: RunConfig, file: DeepspeedFile, world_size: int) -> 
         yield _problem(file, key, f"{key} must be at least 1.", got=warmup)
     yield from _check_totals(config, file, world_size)
     yield from _check_precision(config, file)
+    if config.train.compiles and file.number("zero_optimization.stage") == _ZERO_WEIGHTS:
+        problem = "torch_compile does not go with ZeRO-3, whose weights come and go while it runs."
+        error = ConfigError(problem, where=file.path, fix="leave torch_compile out, or use ZeRO-2")
+        yield ("deepspeed", "torch_compile"), error
 
 
 def _check_totals(config: RunConfig, file: DeepspeedFile, world_size: int) -> Iterator[Problem]:

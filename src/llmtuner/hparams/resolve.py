@@ -133,6 +133,18 @@ def _gradient_checkpointing(config: RunConfig) -> RunConfig:
     return _derive(config, "model", reason, use_reentrant_gc=reentrant)
 
 
+def _torch_compile(config: RunConfig) -> RunConfig:
+    if not config.train.compiles:
+        return config
+    if config.model.fast_kernels:
+        reason = "fast_kernels is false: torch_compile compiles the layers instead."
+        config = _derive(config, "model", reason, fast_kernels=False)
+    if config.model.use_reentrant_gc:
+        reason = "use_reentrant_gc is false: torch_compile can only follow the other kind."
+        config = _derive(config, "model", reason, use_reentrant_gc=False)
+    return config
+
+
 _Rule = Callable[[RunConfig], RunConfig]
 _RULES: tuple[_Rule, ...] = (_lora_alpha, _packing)
 _TRAIN_RULES: tuple[_Rule, ...] = (
@@ -141,4 +153,5 @@ _TRAIN_RULES: tuple[_Rule, ...] = (
     _what_to_do,
     _evaluation_data,
     _gradient_checkpointing,
+    _torch_compile,
 )

@@ -27,6 +27,7 @@ _OWNED = frozenset(
         "generation_config",
         "gradient_checkpointing",
         "gradient_checkpointing_kwargs",
+        "cache_frozen_layers",
         "other",
     }
 )
@@ -71,10 +72,17 @@ class TrainArgs:
     tf32: bool | None = arg(None, "TF32 matrix products on NVIDIA GPUs.")
     use_cpu: bool = arg(False, "Train on the CPU even if there is a GPU.")
     gradient_checkpointing: bool | None = arg(
-        None, "Recompute activations to save memory. Unset: see disable_gradient_checkpointing."
+        None, "Recompute activations to save memory. Unset: only where they will not fit."
     )
     gradient_checkpointing_kwargs: dict[str, Any] | None = arg(
         None, "Only use_reentrant is read; see use_reentrant_gc."
+    )
+    cache_frozen_layers: float = arg(
+        0.0,
+        "Disk for what the frozen lower layers make of each sample, computed in the first epoch "
+        "only; 0: off. CPU, one process.",
+        unit="GB",
+        low=0,
     )
     deepspeed: str | None = arg(None, "DeepSpeed configuration, a JSON file.")
     ddp_timeout: int = arg(1800, "How long processes wait for each other.", unit="s", low=1)
@@ -105,6 +113,12 @@ class TrainArgs:
     hub_token: str | None = arg(None, "Login token for the upload.", secret=True)
 
     other: Mapping[str, Any] = Field(default_factory=dict, description="Further given arguments.")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the model goes through torch.compile; any of its three options asks for it."""
+        names = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+        return any(self.other.get(name) for name in names)
 
     def hf_values(self) -> dict[str, Any]:
         """Return what `transformers.Seq2SeqTrainingArguments` gets.

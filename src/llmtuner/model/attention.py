@@ -4,7 +4,6 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -21,21 +20,30 @@ from transformers import (
 
 from llmtuner.extras.errors import ModelError
 from llmtuner.extras.logs import get_logger
+from llmtuner.model.device import FLASH_ATTN, TORCH_VARLEN, Device, describe_device
 
 logger = get_logger(__name__)
 
 VARLEN = "llmtuner_varlen"
+VARLEN_CUDA = "llmtuner_torch_varlen"
+OURS = (VARLEN, VARLEN_CUDA)
+"""Implementations that transformers knows from `register_varlen`."""
 PADDED = "sdpa"
 _FLASH = "flash_attention_2"
 _PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 # Arguments that change the scores; a model that gives one of them cannot use the plain kernel.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+_HALF = (torch.float16, torch.bfloat16)
+# Of the kernels: columns of a head at most, and what their number must divide by.
+_MOST_HEAD_COLUMNS, _HEAD_BLOCK = 256, 8
 
 
 def register_varlen() -> None:
-    """Make `attn_implementation="llmtuner_varlen"` known to transformers; may be called again."""
+    """Make our `attn_implementation`s known to transformers; may be called again."""
     AttentionInterface.register(VARLEN, varlen_attention)
-    AttentionMaskInterface.register(VARLEN, _no_mask)
+    AttentionInterface.register(VARLEN_CUDA, torch_varlen_attention)
+    for name in OURS:
+        AttentionMaskInterface.register(name, _no_mask)
 
 
 def varlen_attention(
@@ -85,6 +93,47 @@ def varlen_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+def torch_varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    is_causal: bool | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Do what `varlen_attention` does in one call of torch's own kernel for CUDA devices.
+
+    The kernel takes 16-bit numbers and drops nothing; anything else goes sample by sample.
+    """
+    dtype = value.dtype
+    if torch.is_autocast_enabled(value.device.type):
+        dtype = torch.get_autocast_dtype(value.device.type)
+    if dropout or dtype not in _HALF or cu_seq_lens_q is None or max_length_q is None:
+        return varlen_attention(
+            *(module, query, key, value, attention_mask, scaling, dropout),
+            *(sliding_window, is_causal, cu_seq_lens_q),
+            **kwargs,
+        )
+    _check_call(query, attention_mask, is_causal, cu_seq_lens_q, kwargs)
+    from torch.nn.attention.varlen import varlen_attn  # only now: not every torch has it
+
+    output = varlen_attn(
+        *(part[0].transpose(0, 1).to(dtype) for part in (query, key, value)),
+        *(cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q),
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(output, Tensor)
+    return output[None], None
+
+
 def supports_varlen(config: PreTrainedConfig) -> bool:
     """Tell whether a model computes plain causal attention that can be cut at sample borders.
 
@@ -106,53 +155,102 @@ def supports_varlen(config: PreTrainedConfig) -> bool:
 
 
 def pick_attention(
-    flash_attn: str, device_type: str, *, config: PreTrainedConfig | None = None
+    flash_attn: str,
+    device: Device,
+    *,
+    config: PreTrainedConfig | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> str:
     """Choose transformers' `attn_implementation` for training.
 
     Args:
         flash_attn: "auto", "off", "sdpa" or "fa2", as the user gave it.
-        device_type: "cpu", "cuda", …
+        device: where the run computes.
         config: the model's; given, a model that cannot use flat batches falls back.
+        dtype: that attention computes in.
 
     Returns:
-        "llmtuner_varlen" or "flash_attention_2" for flat batches, else "sdpa" or "eager".
+        For flat batches "flash_attention_2", "llmtuner_torch_varlen" (torch's own kernel) or
+        "llmtuner_varlen" (sample by sample, on every device); else "sdpa" or "eager".
     """
     if flash_attn == "off":
         return "eager"
     if config is not None and not supports_varlen(config):
         logger.warning("Attention: %s cannot use flat batches; padding instead.", config.model_type)
-        return pick_padded_attention(flash_attn, device_type, config=config)
-    has_flash = device_type == "cuda" and find_spec("flash_attn") is not None
-    if flash_attn == "fa2" and not has_flash:
-        logger.warning(
-            "Attention: FlashAttention-2 needs a CUDA GPU and the library flash-attn; using %s.",
-            VARLEN,
-        )
-    if has_flash and flash_attn in ("auto", "fa2"):
+        # whatever else "fa2" would mean: batches under that name are taken to be flat
+        return _pick_padded("sdpa", device, config=config, dtype=dtype)
+    flash_problem = _flash_problem(device, config=config, dtype=dtype)
+    if flash_problem is None and flash_attn in ("auto", "fa2"):
         return _FLASH
     register_varlen()
-    return VARLEN
+    chosen = VARLEN if _torch_varlen_problem(device, config=config, dtype=dtype) else VARLEN_CUDA
+    if flash_attn == "fa2":
+        logger.warning("Attention: no FlashAttention-2, %s; using %s.", flash_problem, chosen)
+    return chosen
+
+
+def _flash_problem(
+    device: Device, *, config: PreTrainedConfig | None, dtype: torch.dtype
+) -> str | None:
+    """Return why FlashAttention-2 cannot be used, or None."""
+    if not device.runs_flash:
+        return f"it needs a CUDA GPU of the Ampere generation or later, not {device.type}"
+    if FLASH_ATTN not in device.libraries:
+        return "the library flash-attn is not installed"
+    if dtype not in _HALF:
+        return f"it computes in bf16 or fp16, not in {str(dtype).removeprefix('torch.')}"
+    columns = _head_columns(config)
+    if columns > _MOST_HEAD_COLUMNS:
+        return f"it takes heads of {_MOST_HEAD_COLUMNS} columns at most, not of {columns}"
+    return None
+
+
+def _torch_varlen_problem(
+    device: Device, *, config: PreTrainedConfig | None, dtype: torch.dtype
+) -> bool:
+    """Tell whether something keeps torch's own kernel from being used."""
+    if not device.runs_flash or TORCH_VARLEN not in device.libraries or dtype not in _HALF:
+        return True
+    columns = _head_columns(config)
+    if columns > _MOST_HEAD_COLUMNS or columns % _HEAD_BLOCK:
+        return True
+    values = {} if config is None else config.get_text_config().to_dict()
+    # it drops no scores, and all heads of a token are equally long
+    return bool(values.get("attention_dropout") or values.get("v_head_dim"))
+
+
+def _head_columns(config: PreTrainedConfig | None) -> int:
+    """Return the columns of one attention head; 0 where the model does not say."""
+    values = {} if config is None else config.get_text_config().to_dict()
+    width = values.get("hidden_size") or 0
+    return int(values.get("head_dim") or width // (values.get("num_attention_heads") or 1))
 
 
 def pick_padded_attention(flash_attn: str, device_type: str, *, config: PreTrainedConfig) -> str:
     """Choose the `attn_implementation` for padded batches and generation."""
+    device = describe_device(device_type)
+    return _pick_padded(flash_attn, device, config=config, dtype=torch.bfloat16)
+
+
+def _pick_padded(
+    flash_attn: str, device: Device, *, config: PreTrainedConfig, dtype: torch.dtype
+) -> str:
     model_class = _model_class(config)
     if flash_attn == "off" or (model_class is not None and not model_class._supports_sdpa):
         return "eager"
-    has_flash = device_type == "cuda" and find_spec("flash_attn") is not None
+    has_flash = _flash_problem(device, config=config, dtype=dtype) is None
     return _FLASH if flash_attn == "fa2" and has_flash else PADDED
 
 
 def uses_flat_batches(attention: str) -> bool:
     """Tell whether this `attn_implementation` takes samples laid end to end."""
-    return attention in (VARLEN, _FLASH)
+    return attention in (*OURS, _FLASH)
 
 
 @contextmanager
 def padded_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let the model take padded batches and a KV cache meanwhile, for generation."""
-    is_varlen = model.config._attn_implementation == VARLEN
+    is_varlen = model.config._attn_implementation in OURS
     with _attention(model, PADDED) if is_varlen else nullcontext():
         yield
 

@@ -18,7 +18,7 @@ from llmtuner.extras.env import process_env
 from llmtuner.extras.errors import ConfigError, ModelError
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.model import ModelArgs
-from llmtuner.model.attention import VARLEN, register_varlen
+from llmtuner.model.attention import OURS, register_varlen
 from llmtuner.model.hub import locate_model
 from llmtuner.model.quantize import keep_layout, quantization_config
 from llmtuner.model.rope import scale_rope
@@ -80,7 +80,7 @@ def load_model(
     Raises:
         ModelError: the model is missing, damaged, or too small for the tokenizer.
     """
-    if attention == VARLEN:
+    if attention in OURS:
         register_varlen()
     config = load_config(args, max_tokens=max_tokens)
     model: PreTrainedModel

@@ -54,6 +54,7 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
         "remove_unused_columns": False,
         "label_names": ["targets"],
         "neftune_noise_alpha": None,  # ours knows where samples begin
+        "use_liger_kernel": False,  # ours keeps Liger's loss out: `model/liger.py`
         "include_num_input_tokens_seen": "no",  # counted by our trainer, without padding
         "logging_nan_inf_filter": False,  # a NaN must be seen, not averaged away
         "disable_tqdm": config.train.other.get("disable_tqdm", False),

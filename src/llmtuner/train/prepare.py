@@ -26,14 +26,16 @@ from llmtuner.hparams.config import RunConfig
 from llmtuner.model.adapters import write_base_record
 from llmtuner.model.attention import uses_flat_batches
 from llmtuner.model.hub import locate_model
+from llmtuner.model.liger import use_liger
 from llmtuner.model.methods.lora import split_adapters
 from llmtuner.model.parameters import trainable_report
 from llmtuner.model.precision import Precision
 from llmtuner.train.callbacks import LogFileCallback, TrackerCallback
 from llmtuner.train.checkpoint import CheckpointStore, check_identity
 from llmtuner.train.companions import write_companions
+from llmtuner.train.frozen_cache import open_frozen_cache
 from llmtuner.train.hf_args import to_hf_args, to_precision
-from llmtuner.train.loading import choose_attention, load_for_run
+from llmtuner.train.loading import Way, choose_way, load_for_run
 from llmtuner.train.loggers import LOGGERS
 from llmtuner.train.neftune import NeftuneNoise
 from llmtuner.train.optimizer import build_optimizer
@@ -92,21 +94,28 @@ def prepare_run(
     """
     started = time.monotonic()
     precision = to_precision(config)
-    plan = predict_run(config, data=data, tokenizer=tokenizer, precision=precision)
+    foretold = predict_run(config, data=data, tokenizer=tokenizer, precision=precision)
     hf_args = to_hf_args(config, precision)  # before any weights: ZeRO-3 shards them while loading
     run_id = agree(start.run_id or uuid.uuid4().hex[:12])
     identity = _identity(config, hf_args, data)
     if start.checkpoint is not None:
         check_identity(start.checkpoint, identity)
     device_type = hf_args.device.type
-    attention = choose_attention(config, device_type)
+    way = choose_way(
+        config,
+        device_type=device_type,
+        precision=precision,
+        checkpointing=foretold.checkpointing,
+    )
     model = load_for_run(
         config,
         device_type=device_type,
         precision=precision,
-        attention=attention,
+        attention=way.attention,
         tokenizer=tokenizer,
+        checkpointing=way.checkpointing,
     )
+    way = replace(way, liger=use_liger(model, way.liger))
     store = CheckpointStore(
         output_dir=start.output_dir,
         run_id=run_id,
@@ -128,31 +137,40 @@ def prepare_run(
     trainer = LlmTrainer(
         model=model,
         args=hf_args,
-        data=_train_data(data, attention=attention, tokenizer=tokenizer),
+        data=_train_data(data, attention=way.attention, tokenizer=tokenizer),
         tokenizer=tokenizer,
         store=store,
         optimizer=build_optimizer(config.method, model, hf_args),
         shuffle=not config.finetuning.disable_shuffling,
         with_accuracy=config.finetuning.compute_accuracy,
         noise=_noise(config, model),
+        cache=open_frozen_cache(config, model, data.train, folder=start.output_dir),
         callbacks=[*_callbacks(config, start.output_dir), clock, *trackers],
     )
     report = replace(
+        _data_report(config, run_id, data, contract),
+        model=_describe(model, hf_args, precision, way),
+        plan=foretold.plan,
+    )
+    return Run(config, trainer, trackers, clock, predict, start, report, started)
+
+
+def _data_report(
+    config: RunConfig, run_id: str, data: BuiltData, contract: Contract | None
+) -> RunReport:
+    return replace(
         begin_report(config, run_id=run_id),
         data=data.report,
         audit=data.audit,
         contract=contract.to_dict() if contract else {},
-        model=_describe(model, hf_args, precision, attention),
-        plan=plan,
     )
-    return Run(config, trainer, trackers, clock, predict, start, report, started)
 
 
 def _describe(
     model: PreTrainedModel | PeftModel,
     hf_args: Seq2SeqTrainingArguments,
     precision: Precision,
-    attention: str,
+    way: Way,
 ) -> dict[str, Any]:
     """Log what will be trained, and return it for the report."""
     parameters = trainable_report(model)
@@ -171,7 +189,8 @@ def _describe(
         "parameters": parameters.total,
         "precision": precision.name,
         "precision_reason": precision.reason,
-        "attention": attention,
+        **way.to_dict(),
+        "torch_compile": hf_args.torch_compile,
         "world_size": ranks,
         "effective_batch_size": batch * passes * ranks,
     }

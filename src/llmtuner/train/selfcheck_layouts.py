@@ -210,7 +210,7 @@ def run_layout(
 
 def takes_flat_batches(config: RunConfig) -> bool:
     """Tell whether training lays samples end to end, for this model and these settings."""
-    return uses_flat_batches(choose_attention(config, "cpu"))
+    return uses_flat_batches(choose_attention(config, "cpu", FP32))
 
 
 def switch_off_randomness(model: PreTrainedModel | PeftModel) -> list[str]:
@@ -237,7 +237,7 @@ def switch_off_randomness(model: PreTrainedModel | PeftModel) -> list[str]:
 
 def _attention_of(config: RunConfig, layout: CheckLayout, *, device_type: str) -> str:
     if not layout.is_padded:
-        return choose_attention(config, device_type)
+        return choose_attention(config, device_type, FP32)
     model_config = load_config(config.model, max_tokens=config.data.cutoff_len)
     return pick_padded_attention(config.model.flash_attn, device_type, config=model_config)
 

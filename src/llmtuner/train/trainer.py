@@ -27,7 +27,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
 from llmtuner.data.batches import Layout, StepBatches
-from llmtuner.data.collate import Batch
+from llmtuner.data.collate import Batch, FlatCollator
 from llmtuner.data.lengths import sample_lengths
 from llmtuner.data.stream import SampleStream
 from llmtuner.extras.errors import ConfigError, NonFiniteError
@@ -36,6 +36,7 @@ from llmtuner.extras.logs import get_logger
 from llmtuner.model.attention import supports_kept_logits
 from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 from llmtuner.train.checkpoint import CheckpointStore
+from llmtuner.train.frozen_cache import FrozenCache
 from llmtuner.train.neftune import NeftuneNoise
 
 logger = get_logger(__name__)
@@ -76,6 +77,7 @@ class LlmTrainer(Trainer):
         shuffle: bool = True,
         with_accuracy: bool = False,
         noise: NeftuneNoise | None = None,
+        cache: FrozenCache | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Wire the parts together; nothing is loaded or moved here that the caller did not give."""
@@ -94,6 +96,7 @@ class LlmTrainer(Trainer):
         self.shuffle = shuffle
         self.with_accuracy = with_accuracy
         self.noise = noise
+        self.cache = cache
         self.is_prepared = False  # preparing twice would wrap `forward` twice
         self.skips_head = supports_kept_logits(model)
         self.head = separable_head(model)  # run in chunks, behind the model
@@ -114,17 +117,21 @@ class LlmTrainer(Trainer):
         if isinstance(train, SampleStream):
             return self._loader(train, batch_size=self._train_batch_size)
         by_length = self.args.train_sampling_strategy == "group_by_length"
+        layout = self._layout(
+            self._train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
+        )
+        # packs are level as they are, and padded batches are as long as their longest sample
+        levels = isinstance(self.data.collator, FlatCollator) and layout.num_batches > 1
+        needed = self.data.packs is None and (by_length or levels)
+        lengths = sample_lengths(train).tolist() if needed else None
         batches = StepBatches(
             len(train),
-            layout=self._layout(
-                self._train_batch_size, accumulation_steps=self.args.gradient_accumulation_steps
-            ),
+            layout=layout,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=self.shuffle and self.args.train_sampling_strategy != "sequential",
             packs=self.data.packs,
-            lengths=sample_lengths(train).tolist()
-            if by_length and self.data.packs is None
-            else None,
+            lengths=lengths if by_length else None,
+            levelled=lengths if levels else None,
             drop_last=self.args.dataloader_drop_last,
         )
         return self._loader(train, batch_sampler=batches)
@@ -245,7 +252,11 @@ class LlmTrainer(Trainer):
         kept, targets = inputs.pop("kept"), inputs.pop("targets")
         if self.noise is not None:
             self.noise.prepare(inputs)
-        with nullcontext() if self.head is None else passing_on(self.head):
+        cache = self.cache if model.training else None
+        with (
+            nullcontext() if self.head is None else passing_on(self.head),
+            nullcontext() if cache is None else cache.serving(inputs),
+        ):
             if "cu_seq_lens_q" in inputs and self.skips_head:
                 outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
                 return outputs["logits"][0], targets, outputs

@@ -73,6 +73,8 @@ def _train(run: Run) -> dict[str, Any]:
         trainer.tokens_seen_before = progress.get("tokens_seen", 0)
     checkpoint = str(run.start.checkpoint) if run.start.checkpoint else None
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.cache is not None:
+        trainer.cache.close()
     trainer.save_model(str(output_dir))
     if _is_main() and run.report.contract:
         check_companions(output_dir, run.report.contract["digest"], config=run.config.model)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmtuner.data.batches import Layout, StepBatches
+from llmtuner.data.batches import Layout, StepBatches, level
 from llmtuner.data.collate import FlatCollator, PaddedCollator
 from llmtuner.data.packing import fill_ratio, pack
 from llmtuner.extras.errors import DataError
@@ -133,6 +133,99 @@ def test_a_rank_reads_its_own_rows_only() -> None:
         assert len(rows.read) in (25, 26, 24)
         read += rows.read
     assert sorted(read) == list(range(100))
+
+
+SPREADS = [
+    Layout(1, accumulation_steps=8),
+    Layout(4, accumulation_steps=4),
+    Layout(2, accumulation_steps=2, world_size=4),
+    Layout(8, world_size=2),
+]
+
+
+def micro_batches(layout: Layout, lengths: list[int], *, levels: bool) -> list[list[list[int]]]:
+    """Return the micro-batches of each step: first pass, all ranks, then the next pass."""
+    per_rank = [
+        list(
+            StepBatches(
+                len(lengths),
+                layout=Layout(
+                    layout.micro_batch_size, layout.accumulation_steps, rank, layout.world_size
+                ),
+                seed=7,
+                shuffle=True,
+                levelled=lengths if levels else None,
+            )
+        )
+        for rank in range(layout.world_size)
+    ]
+    passes = [list(one_pass) for one_pass in zip(*per_rank, strict=True)]
+    size = layout.accumulation_steps
+    return [
+        list(itertools.chain.from_iterable(passes[start : start + size]))
+        for start in range(0, len(passes), size)
+    ]
+
+
+@pytest.mark.parametrize("num_samples", [640, 613, 5])
+@pytest.mark.parametrize("layout", SPREADS)
+def test_levelling_keeps_steps_and_sizes(layout: Layout, num_samples: int) -> None:
+    lengths = log_normal_lengths(num_samples, capacity=2048)
+    plain = micro_batches(layout, lengths, levels=False)
+    levelled = micro_batches(layout, lengths, levels=True)
+    assert len(plain) == len(levelled)
+    for before, after in zip(plain, levelled, strict=True):
+        assert sorted(map(len, before)) == sorted(map(len, after))
+        assert sorted(itertools.chain(*before)) == sorted(itertools.chain(*after))
+    assert levelled == micro_batches(layout, lengths, levels=True)
+
+
+@pytest.mark.parametrize("layout", SPREADS[1:])
+def test_levelling_lowers_the_longest_micro_batch(layout: Layout) -> None:
+    lengths = log_normal_lengths(640, capacity=2048)
+
+    def longest(*, levels: bool) -> list[int]:
+        steps = micro_batches(layout, lengths, levels=levels)
+        return [max(sum(lengths[n] for n in batch) for batch in step) for step in steps]
+
+    before, after = longest(levels=False), longest(levels=True)
+    assert sum(after) < 0.9 * sum(before)
+    assert max(after) < 0.9 * max(before)
+
+
+def test_levelling_deals_the_longest_first_to_the_emptiest() -> None:
+    assert level([5, 1, 9, 3, 2, 8], [2, 2, 2]) == [[1, 2], [4, 5], [0, 3]]
+    assert level([4, 4, 4], [1, 2, 0]) == [[1, 2], [0], []]  # the longest group first
+
+
+def test_ranks_get_groups_of_like_length_in_a_pass_and_take_turns_with_the_longest() -> None:
+    groups = level([1, 2, 3, 4, 5, 6, 7, 8, 9], [1] * 9, ranks=3)
+    assert groups == [[8], [7], [6], [3], [4], [5], [2], [1], [0]]
+
+
+def test_levelling_makes_ranks_wait_less() -> None:
+    lengths = log_normal_lengths(640, capacity=2048)
+
+    def slowest_rank(*, levels: bool) -> int:
+        steps = micro_batches(Layout(2, 2, world_size=4), lengths, levels=levels)
+        tokens = [[sum(lengths[n] for n in batch) for batch in step] for step in steps]
+        return sum(max(sum(step[rank::4]) for rank in range(4)) for step in tokens)
+
+    assert slowest_rank(levels=True) < 0.85 * slowest_rank(levels=False)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 32])
+def test_levelled_groups_differ_by_less_than_the_longest_unit(count: int) -> None:
+    lengths = log_normal_lengths(count * 16, capacity=4096, seed=count)
+    groups = level(lengths, [16] * count)
+    totals = [sum(lengths[n] for n in group) for group in groups]
+    assert max(totals) - min(totals) <= max(lengths)
+
+
+def test_one_micro_batch_in_a_step_keeps_its_order() -> None:
+    lengths = log_normal_lengths(64, capacity=2048)
+    plain, levelled = (micro_batches(Layout(8), lengths, levels=levels) for levels in (False, True))
+    assert plain == levelled
 
 
 def test_epochs_have_different_orders_and_no_shuffle_keeps_the_file_order() -> None:

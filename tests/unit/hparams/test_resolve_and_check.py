@@ -189,3 +189,43 @@ def test_secrets_are_in_no_message(write, name):
         with pytest.raises(ConfigErrors) as caught:
             parse("train", words)
         assert "s3cret" not in str(caught.value), words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--torch_compile",),
+        ("--torch_compile_backend", "eager"),
+        ("--torch_compile_mode", "max-autotune-no-cudagraphs"),
+    ],
+)
+def test_what_the_compiler_cannot_follow_is_turned_off_and_said(train, words):
+    config = train(*words)
+    assert not config.model.fast_kernels
+    assert not config.model.use_reentrant_gc
+    assert any(line.startswith("fast_kernels is false: torch_compile") for line in config.notices)
+    assert any(line.startswith("use_reentrant_gc is false") for line in config.notices)
+
+
+def test_without_the_compiler_nothing_is_turned_off(train):
+    config = train("--torch_compile", "false")
+    assert config.model.fast_kernels
+    assert config.model.use_reentrant_gc
+    assert not any("torch_compile" in line for line in config.notices)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_compiling_for_one_shape_is_refused(refused, mode):
+    text = refused("--torch_compile_mode", mode)
+    assert "batches have many lengths" in text
+    assert "max-autotune-no-cudagraphs" in text
+
+
+def test_compiling_under_zero_3_is_refused(refused, train, write):
+    file = write("ds3.json", '{"zero_optimization": {"stage": 3}}')
+    assert "torch_compile does not go with ZeRO-3" in refused(
+        "--deepspeed", file, "--torch_compile"
+    )
+    train("--deepspeed", file)
+    file = write("ds2.json", '{"zero_optimization": {"stage": 2}}')
+    train("--deepspeed", file, "--torch_compile")

@@ -35,6 +35,7 @@ from llmtuner.model.attention import (
     supports_varlen,
     uses_flat_batches,
 )
+from llmtuner.model.device import Device
 from llmtuner.model.gradient_checkpointing import (
     disable_gradient_checkpointing,
     enable_gradient_checkpointing,
@@ -194,7 +195,7 @@ def test_soft_capped_scores_are_refused() -> None:
 )
 def test_models_that_cannot_be_cut_fall_back(config: PreTrainedConfig) -> None:
     assert not supports_varlen(config)
-    assert not uses_flat_batches(pick_attention("auto", "cpu", config=config))
+    assert not uses_flat_batches(pick_attention("auto", Device("cpu"), config=config))
 
 
 def test_generation_works_with_padded_attention(tiny_model: Path) -> None:
@@ -214,4 +215,4 @@ def test_generation_works_with_padded_attention(tiny_model: Path) -> None:
 )
 def test_pick_attention_on_cpu(flash_attn: str, expected: str, tiny_model: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_model)
-    assert pick_attention(flash_attn, "cpu", config=config) == expected
+    assert pick_attention(flash_attn, Device("cpu"), config=config) == expected

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_training import samples, tiny_tokenizer
+from tiny_training import make_trainer, samples, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmtuner.data.build import BuiltData
@@ -106,6 +106,19 @@ def test_the_largest_micro_batch_is_one_that_the_run_has(configure):
         configure("--per_device_train_batch_size", "1", "--max_steps", "1", "--disable_shuffling")
     )
     assert few.largest.lengths == (4,)
+
+
+def test_the_plan_sees_the_levelled_micro_batches_of_the_run(configure, tmp_path):
+    words = "--per_device_train_batch_size 2 --gradient_accumulation_steps 3 --disable_shuffling"
+    found = workload_of(configure(*words.split()))
+    assert found.largest.lengths == (4, 30)  # in file order it would be (5, 30)
+    trainer = make_trainer(
+        *(tmp_path,),
+        **{"train": samples(LENGTHS), "shuffle": False, "per_device_train_batch_size": 2},
+        gradient_accumulation_steps=3,
+    )
+    batches = [[LENGTHS[n] for n in one] for one in trainer.get_train_dataloader().batch_sampler]
+    assert [4, 30] in batches
 
 
 def test_evaluation_counts_when_it_is_asked_for(configure):
@@ -286,6 +299,58 @@ def test_advice_stops_when_it_fits(configure):
     assert all(change.flags and change.effect for change in changes)
 
 
+# ---- gradient checkpointing ----
+
+
+LONG = (64, 64, 60, 64)
+
+
+def foretell(config, monkeypatch, *, limit_bytes: float):
+    monkeypatch.setattr(forecast_module, "memory_limit", lambda *a, **k: limit_bytes)
+    monkeypatch.setattr(forecast_module, "resident_bytes", lambda: 0)
+    return forecast_module.forecast(
+        config, data=data_of(LONG), tokenizer=tiny_tokenizer(), precision=FP32
+    )
+
+
+def test_activations_are_computed_again_only_where_they_will_not_fit(configure, monkeypatch):
+    config = configure("--per_device_train_batch_size", "4")
+    roomy = foretell(config, monkeypatch, limit_bytes=1e12)
+    peak = roomy.memory.train_peak
+    fits = foretell(config, monkeypatch, limit_bytes=1.26 * peak)
+    tight = foretell(config, monkeypatch, limit_bytes=1.2 * peak)
+    assert not roomy.checkpointing.enabled
+    assert not fits.checkpointing.enabled
+    assert tight.checkpointing.enabled
+    assert "20% are to stay free" in tight.checkpointing.reason
+    assert tight.memory.working < 0.9 * fits.memory.working == 0.9 * roomy.memory.working
+    assert tight.to_dict()["gradient_checkpointing"]["enabled"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "enabled"),
+    [
+        ("--gradient_checkpointing", True),
+        ("--no_gradient_checkpointing", False),
+        ("--disable_gradient_checkpointing", False),
+    ],
+)
+def test_a_given_choice_is_planned_for(configure, monkeypatch, flag, enabled):
+    for limit in (1.0, 1e12):
+        found = foretell(configure(flag), monkeypatch, limit_bytes=limit)
+        assert found.checkpointing.enabled is enabled
+        assert "was given" in found.checkpointing.reason
+
+
+def test_the_run_gets_what_was_planned(configure, monkeypatch):
+    monkeypatch.setattr(forecast_module, "memory_limit", lambda *a, **k: 1)
+    found = predict_run(
+        configure("--do_train"), data=data_of(), tokenizer=tiny_tokenizer(), precision=FP32
+    )
+    assert found.checkpointing.enabled
+    assert "predicted" in found.plan
+
+
 # ---- disk ----
 
 
@@ -377,8 +442,9 @@ def test_predicted_and_actual_stand_side_by_side():
 def test_a_run_that_cannot_be_foretold_is_trained_all_the_same(configure, caplog):
     config = configure("--do_train")
     found = predict_run(config, data=None, tokenizer=tiny_tokenizer(), precision=FP32)
-    assert set(found) == {"problem"}
-    assert "actual" in add_actual(found, StepClock([1.0]), device_type="cpu")
+    assert set(found.plan) == {"problem"}
+    assert found.checkpointing is None
+    assert "actual" in add_actual(found.plan, StepClock([1.0]), device_type="cpu")
 
 
 def test_a_probe_corrects_by_what_is_beside_the_baseline():

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from llmtuner.model.attention import VARLEN, pick_attention, register_varlen
+from llmtuner.model.device import Device
 from llmtuner.model.fast.kernels import Kernels, load_kernels
 from llmtuner.model.fast.layer import use_fast_layers
 from llmtuner.model.gradient_checkpointing import enable_gradient_checkpointing
@@ -215,7 +216,7 @@ def test_recomputing_saves_memory_and_costs_work():
     ids=lambda config: config.model_type,
 )
 def test_other_architectures(config: PreTrainedConfig):
-    attention = pick_attention("auto", "cpu", config=config)
+    attention = pick_attention("auto", Device("cpu"), config=config)
 
     def make() -> Model:
         with torch.device("meta"):

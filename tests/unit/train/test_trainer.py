@@ -141,6 +141,38 @@ def test_one_step_is_the_same_in_every_layout(
     assert len(losses[0]) == 3
 
 
+def test_a_step_is_dealt_out_in_level_micro_batches(tmp_path: Path) -> None:
+    lengths = [30, 3, 28, 2, 4, 29, 3, 31] * 2
+
+    def tokens(**how: Any) -> list[int]:
+        trainer = make_trainer(
+            tmp_path, train=samples(lengths), per_device_train_batch_size=2, **how
+        )
+        loader = trainer.get_train_dataloader()
+        return [batch["input_ids"].numel() for batch in loader]
+
+    assert max(tokens(gradient_accumulation_steps=1)) > 45
+    assert max(tokens(gradient_accumulation_steps=4)) < 40
+    assert sum(tokens(gradient_accumulation_steps=4)) == sum(lengths)
+
+
+def test_padded_batches_and_packs_are_not_levelled(tmp_path: Path) -> None:
+    data, how = samples(LENGTHS), {"per_device_train_batch_size": 2}
+    plain = make_trainer(tmp_path, train=data, shuffle=False, layout="padded", **how)
+    dealt = make_trainer(
+        *(tmp_path,),
+        **{"train": data, "shuffle": False, "layout": "padded", "gradient_accumulation_steps": 3},
+        **how,
+    )
+    packed = make_trainer(
+        *(tmp_path,),
+        **{"train": data, "shuffle": False, "packs": [[n] for n in range(len(LENGTHS))]},
+        **{"gradient_accumulation_steps": 3, **how},
+    )
+    numbers = [list(t.get_train_dataloader().batch_sampler) for t in (plain, dealt, packed)]
+    assert numbers[0][:4] == numbers[1][:4] == numbers[2][:4] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
 def test_packed_samples_have_the_loss_of_separate_ones(tmp_path: Path) -> None:
     data = samples(LENGTHS)
     packs = pack(LENGTHS, capacity=16, seed=0)

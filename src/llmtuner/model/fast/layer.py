@@ -6,6 +6,7 @@ batches, float32) goes to the one of transformers.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -71,7 +72,12 @@ class FastLayer:
                 **kwargs,
             )
         places = self.places.of(cu_seq_lens_q, position_embeddings)
-        return self._run(hidden_states.squeeze(0).to(torch.bfloat16), places, shared_prefix)[None]
+        hidden = hidden_states.squeeze(0).to(torch.bfloat16)
+        layer: Any = self.original.__self__  # type: ignore[attr-defined]
+        if layer.gradient_checkpointing and layer.training:
+            run = layer._gradient_checkpointing_func
+            return run(partial(self._run, places=places, prefix=shared_prefix), hidden)[None]
+        return self._run(hidden, places, shared_prefix)[None]
 
     def _run(self, x: Tensor, places: Places, prefix: SharedPrefix | None) -> Tensor:
         kernels = self.kernels

@@ -11,10 +11,11 @@ from llmtuner.data.build import BuiltData
 from llmtuner.extras.env import process_env
 from llmtuner.hparams.config import RunConfig
 from llmtuner.model.attention import uses_flat_batches
+from llmtuner.model.gradient_checkpointing import CheckpointingChoice, MemoryForecast
 from llmtuner.model.load import load_config
 from llmtuner.model.parameters import TrainableParameters
 from llmtuner.model.precision import Precision
-from llmtuner.train.loading import choose_attention
+from llmtuner.train.loading import choose_attention, choose_checkpointing
 from llmtuner.train.plan.advice import Change, advise
 from llmtuner.train.plan.disk import Disk, disk_of
 from llmtuner.train.plan.machine import Speed, measure_speed, memory_limit, resident_bytes
@@ -44,6 +45,7 @@ class Forecast:
         precision: number type.
         attention: transformers' `attn_implementation`.
         world_size: ranks.
+        checkpointing: whether activations are computed again, and why.
         changes: what to change if it does not fit.
     """
 
@@ -58,6 +60,7 @@ class Forecast:
     precision: str
     attention: str
     world_size: int
+    checkpointing: CheckpointingChoice
     changes: tuple[Change, ...] = ()
 
     @property
@@ -93,6 +96,7 @@ class Forecast:
             "precision": self.precision,
             "attention": self.attention,
             "world_size": self.world_size,
+            "gradient_checkpointing": asdict(self.checkpointing),
             "changes": [asdict(change) for change in self.changes],
         }
 
@@ -115,12 +119,14 @@ def forecast(
         with_advice: work out what to change where the run does not fit.
     """
     device_type = "cuda" if torch.cuda.is_available() and not config.train.use_cpu else "cpu"
+    given = config
+    config = _with_checkpointing(config, bool(config.train.gradient_checkpointing))
     with quiet_loading():
         situation = Situation(
             config=config,
             tokenizer=tokenizer,
             precision=precision,
-            attention=choose_attention(config, device_type),
+            attention=choose_attention(config, device_type, precision),
             device_type=device_type,
             world_size=process_env().world_size,
         )
@@ -129,6 +135,7 @@ def forecast(
             data,
             world_size=situation.world_size,
             is_packed=data.packs is not None and uses_flat_batches(situation.attention),
+            is_flat=uses_flat_batches(situation.attention),
         )
         workload = _lay_out(work)
         memory, largest, sizes = estimate(situation, workload, baseline=0.0)
@@ -137,6 +144,13 @@ def forecast(
         baseline = float(resident_bytes()) if device_type == "cpu" else 0.0
         memory = memory.with_baseline(baseline)
         limit = memory_limit(device_type, ranks_here=_ranks_here(situation))
+        kept = MemoryForecast(memory.train_peak, limit)
+        checkpointing = choose_checkpointing(given, device_type, kept)
+        if checkpointing.enabled and not config.train.gradient_checkpointing:
+            config = _with_checkpointing(config, True)
+            situation, work = replace(situation, config=config), work.with_config(config)
+            workload = _lay_out(work)
+            memory, largest, sizes = estimate(situation, workload, baseline=baseline)
         changes: tuple[Change, ...] = ()
         if with_advice and memory.peak > limit:
             changes = advise(
@@ -156,8 +170,13 @@ def forecast(
         precision="pure bf16" if precision.pure else precision.name,
         attention=situation.attention,
         world_size=situation.world_size,
+        checkpointing=checkpointing,
         changes=changes,
     )
+
+
+def _with_checkpointing(config: RunConfig, enabled: bool) -> RunConfig:
+    return replace(config, train=replace(config.train, gradient_checkpointing=enabled))
 
 
 def _lay_out(work: Work) -> Workload:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llmtuner.extras.files import read_json
 from llmtuner.hparams.config import RunConfig
+from llmtuner.model.attention import VARLEN, uses_flat_batches
 from llmtuner.model.hub import locate_model
 from llmtuner.model.load import load_config
 from llmtuner.model.parameters import TrainableParameters
@@ -68,13 +69,21 @@ class Situation:
         is_short = self.zero_stage > 0 and self.precision.name != "fp32"
         return replace(self.precision, pure=True) if is_short else self.precision
 
+    @property
+    def simulated_attention(self) -> str:
+        """What stands in for `attention`: kernels of GPUs cannot run on tensors without numbers.
+
+        They keep what the one that goes sample by sample keeps: no scores, only their sums.
+        """
+        return VARLEN if uses_flat_batches(self.attention) else self.attention
+
     def build(self) -> Model:
         """Return the model without numbers."""
         return build_skeleton(
             self.config,
             device_type=self.device_type,
             precision=self.held,
-            attention=self.attention,
+            attention=self.simulated_attention,
             tokenizer=self.tokenizer,
         )
 
@@ -199,7 +208,7 @@ def estimate(
     is_shared = situation.zero_stage >= _ZERO_GRADIENTS
     setting = Setting(
         precision=situation.held,
-        attention=situation.attention,
+        attention=situation.simulated_attention,
         has_gradients=keeps,
         gradient_share=1 / situation.world_size if is_shared else 1.0,
         is_fast=wants_fast_layers(

@@ -18,6 +18,7 @@ from llmtuner.data.build import BuiltData
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
+from llmtuner.model.gradient_checkpointing import CheckpointingChoice
 from llmtuner.model.precision import Precision
 from llmtuner.train.plan.forecast import forecast
 from llmtuner.train.plan.machine import peak_bytes
@@ -55,25 +56,38 @@ class StepClock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self._began)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of a run before it begins.
+
+    Attributes:
+        plan: for `run.json`; empty where nothing was planned.
+        checkpointing: whether activations are to be computed again; None where it is not known.
+    """
+
+    plan: Mapping[str, Any]
+    checkpointing: CheckpointingChoice | None = None
+
+
 def predict_run(
     config: RunConfig,
     *,
     data: BuiltData,
     tokenizer: PreTrainedTokenizerBase,
     precision: Precision,
-) -> dict[str, Any]:
-    """Return the plan of a run that begins, for `run.json`; a failure is written down, not raised.
+) -> Prediction:
+    """Return the plan of a run that begins; a failure is written down, not raised.
 
     Only rank 0 plans, and only for training.
     """
     if not config.train.do_train or process_env().rank != 0:
-        return {}
+        return Prediction({})
     started = time.monotonic()
     try:
         found = forecast(config, data=data, tokenizer=tokenizer, precision=precision)
     except Exception as error:  # a model that cannot be foretold can be trained all the same
         logger.info("The memory of this run cannot be foretold: %s", _first_line(error))
-        return {"problem": _first_line(error)}
+        return Prediction({"problem": _first_line(error)})
     memory, limit = found.memory.peak, found.limit_bytes
     logger.info(
         "Plan: %.2f GB of memory at the peak (%.2f GB are there), %.2f s a step, %d steps.",
@@ -83,7 +97,8 @@ def predict_run(
         logger.warning("This may not fit into memory; `llmtuner plan` says what to change.")
     values = found.to_dict()
     seconds = round(time.monotonic() - started, 3)
-    return {"predicted": {name: values[name] for name in _KEPT}, "planning_seconds": seconds}
+    plan = {"predicted": {name: values[name] for name in _KEPT}, "planning_seconds": seconds}
+    return Prediction(plan, found.checkpointing)
 
 
 def add_actual(plan: Mapping[str, Any], clock: StepClock, *, device_type: str) -> Mapping[str, Any]:

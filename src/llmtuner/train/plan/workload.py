@@ -82,11 +82,13 @@ def _joined(column: pa.ChunkedArray) -> pa.ListArray:
     return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
 
 
-def work_of(config: RunConfig, data: BuiltData, *, world_size: int, is_packed: bool) -> "Work":
+def work_of(
+    config: RunConfig, data: BuiltData, *, world_size: int, is_packed: bool, is_flat: bool = True
+) -> "Work":
     """Return what the workload of this run follows from."""
     train = lengths_of(data.train) if isinstance(data.train, Dataset) else None
     evals = [lengths_of(part) for part in data.evals.values()] if config.train.do_eval else []
-    return Work(config, train, tuple(evals), data.packs, world_size, is_packed)
+    return Work(config, train, tuple(evals), data.packs, world_size, is_packed, is_flat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,7 @@ class Work:
         packs: samples that go together; None without packing.
         world_size: ranks.
         is_packed: whether units are packs.
+        is_flat: whether samples lie end to end, without padding.
     """
 
     config: RunConfig
@@ -108,6 +111,7 @@ class Work:
     packs: Sequence[Sequence[int]] | None
     world_size: int
     is_packed: bool
+    is_flat: bool
 
     def with_config(self, config: RunConfig) -> "Work":
         """Return the work of changed settings; a shorter cutoff cuts the samples."""
@@ -174,6 +178,7 @@ class Work:
             shuffle=not self.config.finetuning.disable_shuffling and strategy != "sequential",
             packs=self.packs if self.is_packed else None,
             lengths=train.tokens.tolist() if by_length else None,
+            levelled=train.tokens.tolist() if self.is_flat and not self.is_packed else None,
             drop_last=bool(args.other.get("dataloader_drop_last", False)),
         )
 
