@@ -78,8 +78,6 @@ PYTHON
 # DEEPSPEED_CONFIG (empty: without DeepSpeed).
 run_training() {
   local obstacle command devices
-  # Threads that wait by spinning stall each other when another program also wants the cores.
-  export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
   if [[ -z $DEEPSPEED_CONFIG ]]; then
     obstacle="DEEPSPEED_CONFIG is empty"
   else

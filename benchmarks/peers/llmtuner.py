@@ -10,8 +10,6 @@ from harness.jobs import OWN, Contender, Launch, Peer
 _ROOT = Path(__file__).parents[2]
 _TRAIN = str(_ROOT / "src" / "train_bash.py")
 _ZERO = str(_ROOT / "deepspeed_config.json")
-# As the run scripts do: ranks that wait by spinning would stall each other on few cores.
-_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _flags(launch: Launch, *, packing: bool, ranks: int) -> list[str]:
@@ -59,7 +57,6 @@ PEER = Peer(
                 command=partial(_deepspeed, ranks=ranks),
                 methods=("lora", "full"),
                 ranks=ranks,
-                env=_PATIENT,
             )
             for ranks in (1, 2)
         ),

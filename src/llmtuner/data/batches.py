@@ -3,9 +3,10 @@
 The order of an epoch is cut into optimizer steps first, and each step is then dealt out to ranks
 and micro-batches. So 1 rank x 8 samples, 2 x 4 and 1 x 2 with 4 accumulations train on the same
 samples in the same step. Given the tokens of the samples, a step is dealt out so that its
-micro-batches are about equally long: no rank waits for another, and none needs more memory. Nothing
-is repeated to make the ranks even: a rank that has no sample left
-gets an empty micro-batch, which the collator turns into one token without a target.
+micro-batches are about equally long: no rank waits for another, and none needs more memory; the
+number of samples in each may then differ. Nothing is repeated to make the ranks even: a rank that
+has no sample left gets an empty micro-batch, which the collator turns into one token without a
+target.
 """
 
 import heapq
@@ -24,7 +25,7 @@ class Layout:
     """How the samples of one optimizer step are spread.
 
     Attributes:
-        micro_batch_size: samples (packs, when packing) in one forward pass.
+        micro_batch_size: samples (packs, when packing) in one forward pass, on average of a step.
         accumulation_steps: forward passes of one rank in one optimizer step.
         rank: this process.
         world_size: processes that train together.
@@ -101,28 +102,19 @@ class StepBatches:
             yield from self._deal(order[start : start + step_size])
 
     def _deal(self, units: np.ndarray) -> Iterator[list[int]]:
-        """Yield this rank's share of each pass; shares differ by one unit at most."""
+        """Yield this rank's share of each pass."""
         passes = self._passes(len(units))
         if passes == 0:
             return
         ranks = self.layout.world_size
-        share, rest = divmod(len(units), passes * ranks)
-        groups = self._level(units, passes * ranks)
-        for index in range(passes):
-            place = index * ranks + self.layout.rank
-            start = place * share + min(place, rest)
-            own = units[start : start + share + (place < rest)]
-            if groups is not None:
-                own = units[groups[place]]
-            yield [number for unit in own.tolist() for number in self._members(unit)]
-
-    def _level(self, units: np.ndarray, count: int) -> list[list[int]] | None:
-        """Return which units of a step go into which of `count` micro-batches; None: in order."""
+        count = passes * ranks
         if self._levelled is None or count == 1:
-            return None
-        share, rest = divmod(len(units), count)
-        sizes = [share + (place < rest) for place in range(count)]
-        return level(self._levelled[units].tolist(), sizes, ranks=self.layout.world_size)
+            groups = np.array_split(units, count)  # they differ by one unit at most
+        else:
+            tokens = self._levelled[units].tolist()
+            groups = [units[group] for group in level(tokens, count, ranks=ranks)]
+        for own in groups[self.layout.rank :: ranks]:
+            yield [number for unit in own.tolist() for number in self._members(unit)]
 
     def _passes(self, num_units: int) -> int:
         layout = self.layout
@@ -155,32 +147,29 @@ class StepBatches:
         return np.concatenate(grouped)
 
 
-def level(tokens: Sequence[int], sizes: Sequence[int], *, ranks: int = 1) -> list[list[int]]:
+def level(tokens: Sequence[int], count: int, *, ranks: int = 1) -> list[list[int]]:
     """Deal units out so that every group has about the same number of tokens.
 
-    The longest unit goes first, each to the group with the fewest tokens that still has a place.
-    Groups of like length then stand in one pass, and the rank that has the longest one in a pass
-    has the shortest in the next.
+    The longest unit goes first, each to the group with the fewest tokens, so no group is empty
+    where there are enough units. Groups of like length then stand in one pass, and the rank that
+    has the longest one in a pass has the shortest in the next.
 
     Args:
         tokens: of each unit.
-        sizes: units of each group; as many in all as there are units.
+        count: of groups.
         ranks: groups of one pass.
 
     Returns:
         Numbers of the units in each group, in their order; the first `ranks` groups are those of
         the first pass.
     """
-    groups: list[list[int]] = [[] for _ in sizes]
-    totals = [0] * len(sizes)
-    open_groups = [(0, place) for place, size in enumerate(sizes) if size]
+    groups: list[list[int]] = [[] for _ in range(count)]
+    totals = [(0, place) for place in range(count)]
     for number in sorted(range(len(tokens)), key=lambda number: -tokens[number]):
-        total, place = heapq.heappop(open_groups)
+        total, place = totals[0]
         groups[place].append(number)
-        totals[place] = total + tokens[number]
-        if len(groups[place]) < sizes[place]:
-            heapq.heappush(open_groups, (totals[place], place))
-    order = sorted(range(len(sizes)), key=lambda place: -totals[place])
+        heapq.heapreplace(totals, (total + tokens[number], place))
+    order = [place for _, place in sorted(totals, key=lambda pair: (-pair[0], pair[1]))]
     passes = [order[start : start + ranks] for start in range(0, len(order), ranks)]
     turned = [one[::-1] if index % 2 else one for index, one in enumerate(passes)]
     return [sorted(groups[place]) for place in itertools.chain.from_iterable(turned)]

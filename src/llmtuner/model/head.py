@@ -139,7 +139,9 @@ def _losses_and_grad(logits: Tensor, targets: Tensor, smoothing: float) -> tuple
 
 
 def _chunks(num_rows: int, num_words: int) -> Iterator[slice]:
-    size = max(_CHUNK_NUMBERS // num_words, _MIN_ROWS)
+    most = max(_CHUNK_NUMBERS // num_words, _MIN_ROWS)
+    num_chunks = max(-(-num_rows // most), 1)
+    size = max(-(-num_rows // num_chunks), 1)  # no short one at the end
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
 

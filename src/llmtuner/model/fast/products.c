@@ -2,7 +2,7 @@
 #include "tiles.h"
 
 #define DEPTH 2048 /* numbers summed at once: a panel of so many stays in the second-level cache */
-#define ROWS 1024  /* most rows for which a panel is packed once */
+#define ROWS 448  /* most rows for which a panel is packed once; of 576 numbers they fit the cache */
 #define TASKS 16   /* with fewer panels, rows are cut too, so that no thread waits long */
 
 typedef struct {
@@ -46,8 +46,8 @@ void product(const bf16 *a, const bf16 *b, const bf16 *a2, const bf16 *b2, bf16 
              int64_t a2_row, int64_t b2_row, int64_t by_columns) {
     int64_t step = rows_of_task(rows, columns);
 #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int64_t n = 0; n < columns; n += PANEL)
-        for (int64_t m = 0; m < rows; m += step) {
+    for (int64_t m = 0; m < rows; m += step)
+        for (int64_t n = 0; n < columns; n += PANEL) {
             Room *room = scratch(sizeof(Room));
             int64_t height = least(step, rows - m), width = least(PANEL, columns - n);
             int64_t to_b = by_columns ? n : n * b_row, to_b2 = by_columns ? n : n * b2_row;
@@ -71,8 +71,8 @@ void product_transposed(const uint32_t *a, const bf16 *b, float *out, int64_t ro
                         int64_t out_column, float factor) {
     int64_t step = rows_of_task(rows, columns);
 #pragma omp parallel for schedule(dynamic) collapse(2)
-    for (int64_t n = 0; n < columns; n += PANEL)
-        for (int64_t m = 0; m < rows; m += step) {
+    for (int64_t m = 0; m < rows; m += step)
+        for (int64_t n = 0; n < columns; n += PANEL) {
             Room *room = scratch(sizeof(Room));
             int64_t height = least(step, rows - m), width = least(PANEL, columns - n);
             for (int64_t k = 0; k < depth; k += DEPTH) {

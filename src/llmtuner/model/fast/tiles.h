@@ -23,6 +23,7 @@
 #endif
 #define VECTORS 4
 #define PANEL (VECTORS * LANES)
+#define AHEAD 48 /* rows that are fetched before they are packed */
 
 typedef float floats __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -116,6 +117,10 @@ static void pack_rows(const bf16 *b, int64_t b_row, int64_t rows, int64_t column
     for (int64_t p = 0; p < (rows + 1) / 2; p++) {
         const bf16 *low = b + 2 * p * b_row, *high = low + b_row;
         uint32_t *to = out + p * out_row;
+        for (int64_t n = 0; n < columns; n += 32) { /* rows far apart are not foreseen */
+            __builtin_prefetch(low + AHEAD * b_row + n);
+            __builtin_prefetch(high + AHEAD * b_row + n);
+        }
         if (2 * p + 1 < rows) {
 #pragma omp simd
             for (int64_t n = 0; n < columns; n++) to[n] = low[n] | (uint32_t)high[n] << 16;
@@ -174,8 +179,11 @@ static void pack_columns(const bf16 *b, int64_t b_row, int64_t rows, int64_t dep
         int64_t p = 0;
 #if LANES == 16
         if (start + 16 <= rows)
-            for (; p + 16 <= whole; p += 16)
+            for (; p + 16 <= whole; p += 16) {
+                for (int64_t n = start; n < start + 16; n++)
+                    __builtin_prefetch(b + n * b_row + 2 * p + 96);
                 turn(b + start * b_row + 2 * p, b_row, out + p * PANEL + start, PANEL);
+            }
 #endif
         for (int64_t n = start; n < start + LANES; n++) {
             for (int64_t i = p; i < pairs; i++)
