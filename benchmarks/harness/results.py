@@ -126,9 +126,9 @@ def summarise(
 ) -> Figures:
     """Return the figures of one contender from its runs that worked.
 
-    Speeds are what a step holds on average over the seconds that it takes at the median, both of
-    the steps after the first `WARM_UP_STEPS`: one step that another program disturbs must not
-    decide. Contenders with the same steps have the same numerator.
+    Speeds are what the steps after the first `WARM_UP_STEPS` hold over the seconds that they take,
+    as a user meets them. Steps hold unequal samples, so a median of their times would favour who
+    is slow in the long ones.
     """
     each = [_figures(run, method, parameters, gemm_flops) for run in runs if not run.failure]
     names = Figures.__dataclass_fields__
@@ -139,7 +139,7 @@ def summarise(
 
 def _figures(run: Measured, method: str, parameters: int, gemm_flops: float) -> Figures:
     steps = run.steps[WARM_UP_STEPS:] or run.steps[-1:]
-    seconds = len(steps) * statistics.median(step.seconds for step in steps)
+    seconds = sum(step.seconds for step in steps)
     tokens_per_s = sum(step.tokens for step in steps) / seconds
     flops = FLOP_FACTORS[method] * parameters * tokens_per_s
     return Figures(
