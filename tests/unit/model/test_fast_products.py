@@ -81,7 +81,7 @@ def test_products(kernels: Kernels, rows: int, depth: int, columns: int, is_turn
     )
 
 
-@pytest.mark.parametrize(("depth", "rows", "columns"), SHAPES)
+@pytest.mark.parametrize(("depth", "rows", "columns"), [*SHAPES, (4099, 5, 33)])
 def test_transposed_products(kernels: Kernels, rows: int, depth: int, columns: int) -> None:
     x, y = half(depth, rows), half(depth, columns)
     exact = x.float().t() @ y.float()
