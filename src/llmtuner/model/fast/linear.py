@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from llmtuner.model.fast.kernels import is_without_numbers
 from llmtuner.model.fast.products import Products, products_for
 from llmtuner.model.quantize import dequantized, is_quantized
 
@@ -87,7 +88,7 @@ class LinearGroup:
     @property
     def storage_address(self) -> int | None:
         """Where the joined weights lie; None where they are not joined."""
-        if self._joined is None or self._joined.is_meta:
+        if self._joined is None or is_without_numbers(self._joined):
             return None
         return self._joined.untyped_storage().data_ptr()
 
