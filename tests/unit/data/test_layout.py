@@ -167,6 +167,10 @@ def micro_batches(layout: Layout, lengths: list[int], *, levels: bool) -> list[l
     ]
 
 
+def test_a_sample_goes_where_it_fits_exactly_even_into_the_first_pack() -> None:
+    assert pack([5, 3], capacity=8, seed=0) == [[0, 1]]
+
+
 @pytest.mark.parametrize("num_samples", [640, 613, 5])
 @pytest.mark.parametrize("layout", SPREADS)
 def test_levelling_keeps_the_samples_of_a_step(layout: Layout, num_samples: int) -> None:
