@@ -14,7 +14,7 @@ from llmtuner.model.attention import VARLEN, register_varlen
 from llmtuner.model.fast import kernels as kernels_module
 from llmtuner.model.fast.kernels import load_kernels
 from llmtuner.model.fast.layer import use_fast_layers
-from llmtuner.model.fast.products import TorchProducts
+from llmtuner.model.fast.products import Products
 from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 
 pytestmark = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
@@ -139,7 +139,7 @@ def test_samples_longer_than_a_block_of_queries(config: str) -> None:
 @pytest.mark.parametrize("columns", [8, 576, 960, 1300])
 def test_products_in_pieces_are_the_whole_product(rows: int, columns: int) -> None:
     x, weight = torch.randn(rows, 24), torch.randn(24, columns)
-    assert torch.allclose(TorchProducts().multiply(x, weight), x @ weight, atol=1e-5)
+    assert torch.allclose(Products().multiply(x, weight), x @ weight, atol=1e-5)
 
 
 def test_samples_do_not_see_each_other() -> None:

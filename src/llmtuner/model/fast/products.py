@@ -7,7 +7,6 @@ reaches in good ones, and adds an adapter's in the same pass. Nothing here is fo
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +23,8 @@ _SLOW_FROM = ((800, _PIECE_ROWS), (1280, 1000))  # columns up to, rows from
 Pair = tuple[Tensor, Tensor]
 
 
-class Products(Protocol):
-    """A way to multiply."""
+class Products:
+    """torch's products, in the pieces that it is fast at."""
 
     def multiply(
         self,
@@ -45,9 +44,14 @@ class Products(Protocol):
             beside: [M, R] and, turned like `weight`, [R, N].
             out: contiguous [M, N] to write to.
         """
+        y = _in_pieces(x, weight.t() if is_turned else weight, out)
+        if beside is not None:
+            y.addmm_(beside[0], beside[1].t() if is_turned else beside[1])
+        return y
 
     def as_factor(self, x: Tensor) -> Tensor:
         """Bring x [T, M] into the order in which `transposed` reads it; columns stay columns."""
+        return x
 
     def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
         """Return x^T @ y, [M, N], float32 where it is our own product.
@@ -56,18 +60,22 @@ class Products(Protocol):
             factor: `as_factor(x)`, or some of its columns.
             y: [T, N]; rows may lie apart.
         """
+        return torch.mm(factor.t(), y)
 
     def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
         """Return scale * y^T @ x, contiguous [N, M], from what `transposed` takes."""
+        # along the rows of y, which is the wide one
+        return torch.mm(factor.t(), y).t().contiguous().mul_(scale)
 
     def round_scaled(self, x: Tensor, scale: float, out: Tensor) -> None:
         """Set out, bfloat16 with rows that may lie apart, to scale * x."""
+        torch.mul(x, scale, out=out)
 
 
 def products_for(x: Tensor) -> Products:
     """Return the best way to multiply tensors like x; all of them are to be of its type."""
     is_ours = x.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return (own_products() if is_ours else None) or TorchProducts()
+    return (own_products() if is_ours else None) or Products()
 
 
 @cache
@@ -80,7 +88,7 @@ def own_products() -> "OwnProducts | None":
 
 
 @dataclass(frozen=True)
-class OwnProducts:
+class OwnProducts(Products):
     """The products of `products.c`; every row is summed in one order, whatever is around it."""
 
     kernels: Kernels
@@ -117,43 +125,7 @@ class OwnProducts:
         if x.dtype == torch.float32 and x.is_contiguous():
             self.kernels.round_scaled(x, scale, out)
         else:
-            torch.mul(x, scale, out=out)
-
-
-class TorchProducts:
-    """torch's products, in the pieces that it is fast at."""
-
-    def multiply(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        *,
-        is_turned: bool = False,
-        beside: Pair | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """See `Products`."""
-        y = _in_pieces(x, weight.t() if is_turned else weight, out)
-        if beside is not None:
-            y.addmm_(beside[0], beside[1].t() if is_turned else beside[1])
-        return y
-
-    def as_factor(self, x: Tensor) -> Tensor:
-        """See `Products`."""
-        return x
-
-    def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
-        """See `Products`."""
-        return torch.mm(factor.t(), y)
-
-    def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
-        """See `Products`."""
-        # along the rows of y, which is the wide one
-        return torch.mm(factor.t(), y).t().contiguous().mul_(scale)
-
-    def round_scaled(self, x: Tensor, scale: float, out: Tensor) -> None:
-        """See `Products`."""
-        torch.mul(x, scale, out=out)
+            super().round_scaled(x, scale, out)
 
 
 def _in_pieces(x: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
