@@ -10,6 +10,7 @@ from llmtuner.data.questions import QuestionSet
 from llmtuner.extras.dist import barrier
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
+from llmtuner.extras.memory import keep_freed_memory
 from llmtuner.train.answer_journal import discard_journals
 from llmtuner.train.checkpoint import read_manifest
 from llmtuner.train.companions import check_companions
@@ -72,6 +73,8 @@ def _train(run: Run) -> dict[str, Any]:
         trainer.supervised_tokens_seen = progress.get("supervised_tokens_seen", 0)
         trainer.tokens_seen_before = progress.get("tokens_seen", 0)
     checkpoint = str(run.start.checkpoint) if run.start.checkpoint else None
+    if trainer.args.device.type == "cpu":
+        keep_freed_memory()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.cache is not None:
         trainer.cache.close()
