@@ -165,7 +165,8 @@ void attention(const bf16 *x, const bf16 *prefix, const int32_t *borders, bf16 *
     Shape shape = {heads, kv_heads, dim, window, scale};
     int64_t row = (heads + 2 * kv_heads) * dim;
     Sample *order = sorted_samples(borders, samples);
-#pragma omp parallel for schedule(dynamic) collapse(2)
+    WITH_TEAM;
+#pragma omp parallel for schedule(dynamic) collapse(2) num_threads(team.threads)
     for (int64_t s = 0; s < samples; s++)
         for (int64_t head = 0; head < heads; head++) {
             int64_t first = order[s].first, length = order[s].length;
@@ -281,7 +282,8 @@ void attention_backward(const bf16 *x, const bf16 *y, const bf16 *grad, const fl
     int64_t row = (heads + 2 * kv_heads) * dim, y_row = heads * dim, wide = round_up(dim, PANEL);
     int64_t group = heads / kv_heads;
     Sample *order = sorted_samples(borders, samples);
-#pragma omp parallel for schedule(dynamic) collapse(2)
+    WITH_TEAM;
+#pragma omp parallel for schedule(dynamic) collapse(2) num_threads(team.threads)
     for (int64_t s = 0; s < samples; s++)
         for (int64_t head = 0; head < heads; head++) {
             int64_t first = order[s].first, length = order[s].length, pairs = round_up(length, PANEL) / 2;
@@ -311,7 +313,7 @@ void attention_backward(const bf16 *x, const bf16 *y, const bf16 *grad, const fl
             }
         }
     free(order);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t t = 0; t < tokens; t++)
         for (int64_t h = 0; h < 2 * kv_heads; h++) {
             const float *from = parts + ((h / kv_heads * heads + h % kv_heads * group) * tokens + t) * wide;

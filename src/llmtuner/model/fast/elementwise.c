@@ -8,7 +8,8 @@
 /* sum = x + branch (branch may be NULL: then sum is not written); y = sum / rms(sum) * weight. */
 void rms_norm(const bf16 *x, const bf16 *branch, const float *weight, bf16 *sum, bf16 *y,
               float *inverse, int64_t rows, int64_t n, float epsilon) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t row = 0; row < rows; row++) {
         const bf16 *in = x + row * n;
         float squares = 0.0f;
@@ -37,7 +38,8 @@ void rms_norm(const bf16 *x, const bf16 *branch, const float *weight, bf16 *sum,
 /* Gradient of rms_norm in its input, plus what reaches the sum from elsewhere (beside; or NULL). */
 void rms_norm_backward(const bf16 *grad, const bf16 *x, const float *weight, const float *inverse,
                        const bf16 *beside, bf16 *grad_x, int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t row = 0; row < rows; row++) {
         const bf16 *g = grad + row * n, *in = x + row * n;
         const bf16 *b = beside ? beside + row * n : NULL;
@@ -61,7 +63,8 @@ void rms_norm_backward(const bf16 *grad, const bf16 *x, const float *weight, con
 /* Gradient of rms_norm in its weight; each column is added up by one thread, row by row. */
 void rms_norm_backward_weight(const bf16 *grad, const bf16 *x, const float *inverse, float *total,
                               int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t start = 0; start < n; start += 64) {
         int64_t width = n - start < 64 ? n - start : 64;
         float sums[64] = {0};
@@ -77,7 +80,8 @@ void rms_norm_backward_weight(const bf16 *grad, const bf16 *x, const float *inve
 
 /* y [rows, n] = silu(left half) * right half of x [rows, 2n]. */
 void swiglu(const bf16 *x, bf16 *y, int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t row = 0; row < rows; row++) {
         const bf16 *gate = x + row * 2 * n, *up = gate + n;
         bf16 *out = y + row * n;
@@ -92,7 +96,8 @@ void swiglu(const bf16 *x, bf16 *y, int64_t rows, int64_t n) {
 /* Gradient of swiglu; writes its output once more too, which then need not be kept. */
 void swiglu_backward(const bf16 *grad, const bf16 *x, bf16 *y, bf16 *grad_x, int64_t rows,
                      int64_t n) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t row = 0; row < rows; row++) {
         const bf16 *gate = x + row * 2 * n, *up = gate + n, *g_out = grad + row * n;
         bf16 *out = y + row * n, *to_gate = grad_x + row * 2 * n, *to_up = to_gate + n;
@@ -122,7 +127,8 @@ static inline void rotate(const bf16 *in, bf16 *out, const float *cosine, const 
  * others stay as they are. cosine, sine: [rows, dim / 2]. x and y may be the same. */
 void rotate_heads(const bf16 *x, const float *cosine, const float *sine, bf16 *y, int64_t rows,
                   int64_t width, int64_t turned, int64_t dim, float sign) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t t = 0; t < rows; t++) {
         const bf16 *in = x + t * width;
         bf16 *out = y + t * width;
@@ -142,7 +148,8 @@ void round_scaled(const float *x, bf16 *y, int64_t rows, int64_t n, int64_t y_ro
 
 /* Logits [rows, n] become the gradient of their own loss; losses [rows] are returned. */
 void cross_entropy(bf16 *logits, const int64_t *targets, float *losses, int64_t rows, int64_t n) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t row = 0; row < rows; row++) {
         bf16 *x = logits + row * n;
         float largest = -INFINITY, total = 0.0f, wanted = load(x[targets[row]]);

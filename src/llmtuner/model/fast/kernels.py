@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from functools import cache
+from mmap import mmap
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
+from llmtuner.model.fast.cores import share_cores
 
 logger = get_logger(__name__)
 
@@ -64,7 +66,7 @@ def load_kernels() -> "Kernels | None":
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("Fast CPU kernels: off, they cannot be built: %s", error)
         return None
-    return Kernels(library)
+    return Kernels(library, share_cores(library))
 
 
 def _build(compiler: str) -> Path:
@@ -124,8 +126,9 @@ def note_operations(out: Tensor, depth: int) -> None:
 class Kernels:
     """The compiled functions, on tensors; tensors without memory (a plan's) only get shapes."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        """Declare the argument types of every function."""
+    def __init__(self, library: ctypes.CDLL, shared: mmap | None = None) -> None:
+        """Declare the argument types of every function; hold the memory that they share."""
+        self._shared = shared
         self._functions = {name: library[name] for name in _SIGNATURES}
         for name, (pointers, integers, floats) in _SIGNATURES.items():
             function = self._functions[name]

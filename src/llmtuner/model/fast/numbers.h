@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cores.h"
+
 typedef uint16_t bf16;
 
 static inline float load(bf16 value) {

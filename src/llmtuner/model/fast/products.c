@@ -45,7 +45,8 @@ void product(const bf16 *a, const bf16 *b, const bf16 *a2, const bf16 *b2, bf16 
              int64_t columns, int64_t depth, int64_t depth2, int64_t a_row, int64_t b_row,
              int64_t a2_row, int64_t b2_row, int64_t by_columns) {
     int64_t step = rows_of_task(rows, columns);
-#pragma omp parallel for schedule(dynamic) collapse(2)
+    WITH_TEAM;
+#pragma omp parallel for schedule(dynamic) collapse(2) num_threads(team.threads)
     for (int64_t m = 0; m < rows; m += step)
         for (int64_t n = 0; n < columns; n += PANEL) {
             Room *room = scratch(sizeof(Room));
@@ -70,7 +71,8 @@ void product_transposed(const uint32_t *a, const bf16 *b, float *out, int64_t ro
                         int64_t depth, int64_t a_row, int64_t b_row, int64_t out_row,
                         int64_t out_column, float factor) {
     int64_t step = rows_of_task(rows, columns);
-#pragma omp parallel for schedule(dynamic) collapse(2)
+    WITH_TEAM;
+#pragma omp parallel for schedule(dynamic) collapse(2) num_threads(team.threads)
     for (int64_t m = 0; m < rows; m += step)
         for (int64_t n = 0; n < columns; n += PANEL) {
             Room *room = scratch(sizeof(Room));
@@ -90,7 +92,8 @@ void product_transposed(const uint32_t *a, const bf16 *b, float *out, int64_t ro
 
 /* out: word [(rows + 1) / 2][columns] of pairs of rows of a. */
 void pair_rows(const bf16 *a, uint32_t *out, int64_t rows, int64_t columns, int64_t a_row) {
-#pragma omp parallel for schedule(static)
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t p = 0; p < (rows + 1) / 2; p++)
         pack_rows(a + 2 * p * a_row, a_row, least(2, rows - 2 * p), columns, out + p * columns,
                   columns);
