@@ -148,7 +148,7 @@ def test_heads_are_normed_and_turned(kernels: Kernels, shape: tuple[int, int, in
     norm = lambda part, weight: F.rms_norm(part, (dim,), weight, eps=0.1)  # noqa: E731
     both = torch.cat([norm(q, free[1]), norm(k, free[2])], dim=1)
     exact = torch.cat([turned(both, *angles), v], dim=1).flatten(1)
-    weights = free[1].detach(), free[2].detach()
+    weights = torch.stack(free[1:]).detach()
     found, inverse = kernels.norm_heads(x, weights, angles, heads)
     assert is_rounded(found, exact)
     grad = half(*x.shape)
@@ -162,7 +162,7 @@ def test_heads_are_normed_and_turned(kernels: Kernels, shape: tuple[int, int, in
 def test_norms_of_heads_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> None:
     heads = Heads((5, 2, 64), 1.0, 0, epsilon=1e-6)
     x, grad, angles = half(97, 9 * 64), half(97, 9 * 64), angles_of(97, 32)
-    weights = torch.randn(64), torch.randn(64)
+    weights = torch.randn(2, 64)
     found, before = [], torch.get_num_threads()
     for count in (1, 2, 3):
         torch.set_num_threads(count)  # of the kernels too

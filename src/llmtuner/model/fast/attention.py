@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -49,7 +50,7 @@ class Attention(Function):
             kernels: to compute with.
             norms: weights [dim] of the norms of queries and of keys; or nothing.
         """
-        weights = _in_float32(norms)
+        weights = _joined(norms)
         turned, inverse = _turned(x, places, heads, kernels, weights)
         y, logarithms = kernels.attention(turned, places.borders, heads)
         note_operations(y, _FORWARD_PRODUCTS * _num_keys(places.lengths))
@@ -64,7 +65,7 @@ class Attention(Function):
         """Return the gradients in x and in the norms."""
         x, inverse, y, logarithms, *norms = ctx.saved_tensors
         places, heads, kernels = ctx.places, ctx.heads, ctx.kernels
-        weights, grad = _in_float32(norms), grad.contiguous()
+        weights, grad = _joined(norms), grad.contiguous()
         turned = x
         if weights is not None:
             turned, _ = kernels.norm_heads(x, weights, places.angles, heads)
@@ -108,7 +109,7 @@ def attend_behind(
     number: int,
 ) -> Tensor:
     """Return the attention of layer `number` without gradients, each sample behind the prefix."""
-    turned, _ = _turned(x, places, heads, kernels, _in_float32(norms))
+    turned, _ = _turned(x, places, heads, kernels, _joined(norms))
     if prefix.is_recording:
         prefix.layers[number] = turned
     before = None if prefix.is_recording else prefix.layers[number]
@@ -116,7 +117,7 @@ def attend_behind(
 
 
 def _turned(
-    x: Tensor, places: Places, heads: Heads, kernels: Kernels, weights: Pair | None
+    x: Tensor, places: Places, heads: Heads, kernels: Kernels, weights: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return x as the attention takes it, and 1 / rms of heads that are normed."""
     if weights is not None:
@@ -124,11 +125,8 @@ def _turned(
     return (kernels.rotate_heads(x, places.angles, heads) if heads.is_turned else x), None
 
 
-def _in_float32(norms: Sequence[Tensor]) -> Pair | None:
-    if not norms:
-        return None
-    query, key = norms
-    return query.detach().float(), key.detach().float()
+def _joined(norms: Sequence[Tensor]) -> Tensor | None:
+    return torch.stack([norm.detach().float() for norm in norms]) if norms else None
 
 
 def _num_keys(lengths: Sequence[int]) -> int:

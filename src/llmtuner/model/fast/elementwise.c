@@ -136,23 +136,25 @@ void rotate_heads(const bf16 *x, const float *cosine, const float *sine, bf16 *y
 }
 
 /* rotate_heads of heads that are normed before, as rms_norm does: the first `heads` are queries, the
- * next kv_heads keys, each kind with a weight [dim]. inverse: [rows, heads + kv_heads]. */
-void norm_heads(const bf16 *x, const float *query_weight, const float *key_weight, const float *cosine,
-                const float *sine, bf16 *y, float *inverse, int64_t rows, int64_t heads, int64_t kv_heads,
-                int64_t dim, float epsilon) {
+ * next kv_heads keys. weights: of queries and of keys, [2, dim]. inverse: [rows, heads + kv_heads]. */
+void norm_heads(const bf16 *x, const float *weights, const float *cosine, const float *sine, bf16 *y,
+                float *inverse, int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim, float epsilon) {
     int64_t turned = heads + kv_heads, width = (turned + kv_heads) * dim, half = dim / 2;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < rows; t++) {
         const float *c = cosine + t * half, *s = sine + t * half;
-        for (int64_t h = 0; h < turned; h++) {
+        float *factors = inverse + t * turned;
+        for (int64_t h = 0; h < turned; h++) { /* on its own: the next sum begins while one ends */
             const bf16 *in = x + t * width + h * dim;
-            const float *weight = h < heads ? query_weight : key_weight;
-            bf16 *out = y + t * width + h * dim;
             float squares = 0.0f;
 #pragma omp simd reduction(+ : squares)
             for (int64_t i = 0; i < dim; i++) squares += load(in[i]) * load(in[i]);
-            float factor = 1.0f / sqrtf(squares / dim + epsilon);
-            inverse[t * turned + h] = factor;
+            factors[h] = 1.0f / sqrtf(squares / dim + epsilon);
+        }
+        for (int64_t h = 0; h < turned; h++) {
+            const bf16 *in = x + t * width + h * dim;
+            const float *weight = weights + (h >= heads) * dim, factor = factors[h];
+            bf16 *out = y + t * width + h * dim;
 #pragma omp simd
             for (int64_t i = 0; i < half; i++) {
                 float a = load(in[i]) * factor * weight[i];
@@ -167,25 +169,31 @@ void norm_heads(const bf16 *x, const float *query_weight, const float *key_weigh
 }
 
 /* The gradient of norm_heads in its input takes the place of that in its output. */
-void norm_heads_backward(const bf16 *x, const float *query_weight, const float *key_weight,
-                         const float *cosine, const float *sine, const float *inverse, bf16 *grad,
-                         int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim) {
+void norm_heads_backward(const bf16 *x, const float *weights, const float *cosine, const float *sine,
+                         const float *inverse, bf16 *grad, int64_t rows, int64_t heads, int64_t kv_heads,
+                         int64_t dim) {
     int64_t turned = heads + kv_heads, width = (turned + kv_heads) * dim, half = dim / 2;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < rows; t++) {
-        const float *c = cosine + t * half, *s = sine + t * half;
+        const float *c = cosine + t * half, *s = sine + t * half, *factors = inverse + t * turned;
+        float shifts[turned];
         for (int64_t h = 0; h < turned; h++) {
-            const bf16 *in = x + t * width + h * dim;
-            const float *weight = h < heads ? query_weight : key_weight;
-            bf16 *g = grad + t * width + h * dim;
-            float factor = inverse[t * turned + h], dot = 0.0f;
+            const bf16 *in = x + t * width + h * dim, *g = grad + t * width + h * dim;
+            const float *weight = weights + (h >= heads) * dim;
+            float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
             for (int64_t i = 0; i < half; i++) {
                 float a = turned_first(load(g[i]), load(g[i + half]), c[i], -s[i]);
                 float b = turned_second(load(g[i]), load(g[i + half]), c[i], -s[i]);
                 dot += a * weight[i] * load(in[i]) + b * weight[i + half] * load(in[i + half]);
             }
-            float shift = dot * factor * factor * factor / dim;
+            shifts[h] = dot * factors[h] * factors[h] * factors[h] / dim;
+        }
+        for (int64_t h = 0; h < turned; h++) {
+            const bf16 *in = x + t * width + h * dim;
+            const float *weight = weights + (h >= heads) * dim;
+            const float factor = factors[h], shift = shifts[h];
+            bf16 *g = grad + t * width + h * dim;
 #pragma omp simd
             for (int64_t i = 0; i < half; i++) {
                 float a = turned_first(load(g[i]), load(g[i + half]), c[i], -s[i]);
@@ -197,8 +205,8 @@ void norm_heads_backward(const bf16 *x, const float *query_weight, const float *
     }
 }
 
-/* Gradients of norm_heads in both weights, total [2, dim], from that in its output: one thread adds up
- * a head row by row, parts [heads + kv_heads, dim]; then heads are added up in their order. */
+/* Gradient of norm_heads in its weights, total [2, dim], from that in its output: one thread adds up a
+ * head row by row, parts [heads + kv_heads, dim]; then heads are added up in their order. */
 void norm_heads_backward_weights(const bf16 *grad, const bf16 *x, const float *cosine, const float *sine,
                                  const float *inverse, float *parts, float *total, int64_t rows,
                                  int64_t heads, int64_t kv_heads, int64_t dim) {

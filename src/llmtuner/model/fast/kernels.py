@@ -41,8 +41,8 @@ _SIGNATURES = {
     "swiglu": (2, 2, 0),
     "swiglu_backward": (4, 2, 0),
     "rotate_heads": (4, 5, 1),
-    "norm_heads": (7, 4, 1),
-    "norm_heads_backward": (7, 4, 0),
+    "norm_heads": (6, 4, 1),
+    "norm_heads_backward": (6, 4, 0),
     "norm_heads_backward_weights": (7, 4, 0),
     "attention": (5, 6, 1),
     "attention_backward": (7, 6, 1),
@@ -208,35 +208,35 @@ class Kernels:
         self._call("rotate_heads", (x, *angles, y), *numbers)
 
     def norm_heads(
-        self, x: Tensor, weights: Pair, angles: Pair, heads: Heads
+        self, x: Tensor, weights: Tensor, angles: Pair, heads: Heads
     ) -> tuple[Tensor, Tensor]:
         """Return x [T, n] with queries and keys normed and turned, and 1 / rms.
 
         Args:
             x: queries, keys and values.
-            weights: of the norms of queries and of keys, float32 [dim].
+            weights: of the norms of queries and of keys, float32 [2, dim].
             angles: cosines and sines, float32 [T, dim / 2].
             heads: what they look like.
         """
         num_heads, kv_heads, _ = heads.shape
         y = torch.empty_like(x)
         inverse = x.new_empty(len(x), num_heads + kv_heads, dtype=torch.float32)
-        tensors = x, *weights, *angles, y, inverse
+        tensors = x, weights, *angles, y, inverse
         self._call("norm_heads", tensors, len(x), *heads.shape, heads.epsilon)
         return y, inverse
 
     def norm_heads_backward_(
-        self, grad: Tensor, x: Tensor, weights: Pair, angles: Pair, inverse: Tensor, heads: Heads
+        self, grad: Tensor, x: Tensor, weights: Tensor, angles: Pair, inverse: Tensor, heads: Heads
     ) -> Tensor:
         """Turn the gradient in the output of `norm_heads` into that in x, in place."""
-        tensors = x, *weights, *angles, inverse, grad
+        tensors = x, weights, *angles, inverse, grad
         self._call("norm_heads_backward", tensors, len(x), *heads.shape)
         return grad
 
     def norm_heads_backward_weights(
         self, grad: Tensor, x: Tensor, angles: Pair, inverse: Tensor, heads: Heads
     ) -> Tensor:
-        """Return the gradients in both weights of `norm_heads`, float32 [2, dim]."""
+        """Return the gradient in the weights of `norm_heads`, float32 [2, dim]."""
         num_heads, kv_heads, dim = heads.shape
         parts = inverse.new_empty(num_heads + kv_heads, dim)
         total = inverse.new_empty(2, dim)
