@@ -8,13 +8,26 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CwmConfig,
+    LlamaConfig,
+    MinistralConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from llmtuner.model.attention import VARLEN, register_varlen
 from llmtuner.model.fast import kernels as kernels_module
+from llmtuner.model.fast.attention import SharedPrefix
 from llmtuner.model.fast.kernels import load_kernels
-from llmtuner.model.fast.layer import use_fast_layers
+from llmtuner.model.fast.layer import can_share_prefix, use_fast_layers
 from llmtuner.model.fast.products import Products
+from llmtuner.model.gradient_checkpointing import enable_gradient_checkpointing
 from llmtuner.model.head import head_loss, head_metrics, passing_on, separable_head
 
 pytestmark = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
@@ -37,7 +50,32 @@ CONFIGS = {
     "qwen2 with windows": lambda: Qwen2Config(
         **SIZES, use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=32),
+    "qwen3 with biases and windows": lambda: Qwen3Config(
+        **SIZES | {"num_attention_heads": 6, "num_key_value_heads": 3},
+        head_dim=80,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=5,
+        max_window_layers=1,
+        rms_norm_eps=0.3,
+    ),
+    "ministral": lambda: MinistralConfig(**SIZES, head_dim=16, sliding_window=4),
+    "cwm": lambda: CwmConfig(**SIZES, head_dim=16, sliding_window=4, pad_token_id=0),
+    "smollm3": lambda: SmolLM3Config(**SIZES, no_rope_layers=[1, 0], pad_token_id=0),
+    "smollm3 with windows": lambda: SmolLM3Config(
+        **SIZES,
+        no_rope_layers=[0, 1],
+        use_sliding_window=True,
+        sliding_window=6,
+        pad_token_id=0,
+    ),
+    "phi3": lambda: Phi3Config(**SIZES, pad_token_id=0),
+    "phi3 with windows, half turned": lambda: Phi3Config(
+        **SIZES, pad_token_id=0, sliding_window=6, partial_rotary_factor=0.5
+    ),
 }
+WINDOWS = ("mistral", "ministral", "cwm")
 SHORT, LONG = [5, 17, 1, 9], [700, 3, 1100]
 
 
@@ -50,7 +88,7 @@ def lora(model: nn.Module) -> nn.Module:
 
 
 def lora_on_some(model: nn.Module) -> nn.Module:
-    return _lora(model, ["q_proj", "v_proj", "up_proj"])
+    return _lora(model, ["q_proj", "v_proj", "up_proj", "qkv_proj"])
 
 
 def top_layer(model: nn.Module) -> nn.Module:
@@ -110,7 +148,10 @@ def distance(some: Tensor, exact: Tensor) -> float:
 
 
 def check(config: str, method: str, lengths: list[int]) -> None:
-    """Fast layers may be as far from float32 as transformers' own bfloat16 is, and half more."""
+    """Fast layers may be as far from float32 as transformers' own bfloat16, and a little more.
+
+    How far one small matrix is depends on luck, by which it may be twice as far.
+    """
     exact_model = make(config, method)
     plain_model, fast_model = copy.deepcopy(exact_model), copy.deepcopy(exact_model)
     assert use_fast_layers(fast_model) == 2
@@ -119,9 +160,11 @@ def check(config: str, method: str, lengths: list[int]) -> None:
     plain = results(plain_model, inputs, half=True)
     fast = results(fast_model, inputs, half=True)
     assert fast.keys() == plain.keys() == exact.keys()
-    for name, value in exact.items():
-        allowed = 1.5 * distance(plain[name], value) + 3e-3
-        assert distance(fast[name], value) < allowed, name
+    of_plain = {name: distance(plain[name], value) for name, value in exact.items()}
+    of_fast = {name: distance(fast[name], value) for name, value in exact.items()}
+    for name in exact:
+        assert of_fast[name] < 2 * of_plain[name] + 3e-3, name
+    assert sum(of_fast.values()) < 1.4 * sum(of_plain.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -130,9 +173,51 @@ def test_outputs_and_gradients_are_those_of_transformers(config: str, method: st
     check(config, method, SHORT)
 
 
-@pytest.mark.parametrize("config", ["llama", "mistral"])
+@pytest.mark.parametrize("config", ["llama", "mistral", "qwen3"])
 def test_samples_longer_than_a_block_of_queries(config: str) -> None:
     check(config, "lora", LONG)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("config", ["llama", "qwen3 with biases and windows", "smollm3"])
+def test_layers_computed_twice_give_the_same_numbers(
+    config: str, use_reentrant: bool, method: str
+) -> None:
+    once = make(config, method)
+    use_fast_layers(once)
+    twice = make(config, method)
+    enable_gradient_checkpointing(twice, use_reentrant=use_reentrant)
+    use_fast_layers(twice)
+    inputs = batch(SHORT)
+    first, second = (results(model, inputs, half=True) for model in (once, twice))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_samples_behind_a_shared_prefix(config: str) -> None:
+    model = make(config, "lora").to(torch.bfloat16).eval()
+    use_fast_layers(model)
+    base = model.get_base_model()
+    assert can_share_prefix(base) is ("windows" not in config and config not in WINDOWS)
+    if not can_share_prefix(base):
+        return
+    seen, lengths = 70, [9, 1, 40]
+    before, own = batch([seen]), batch(lengths)
+    whole = batch([seen + length for length in lengths])
+    parts = own["input_ids"][0].split(lengths)
+    ids = [torch.cat([before["input_ids"][0], part]) for part in parts]
+    whole["input_ids"] = torch.cat(ids)[None]
+    own["position_ids"] += seen
+    prefix = SharedPrefix({}, is_recording=True)
+    with torch.no_grad():
+        model(**before, shared_prefix=prefix)
+        found = model(**own, shared_prefix=SharedPrefix(prefix.layers, False)).logits[0]
+        logits = model(**whole).logits[0].split([seen + length for length in lengths])
+    exact = torch.cat([sample[seen:] for sample in logits])
+    assert distance(found, exact) < 1e-2
 
 
 @pytest.mark.parametrize("rows", [1, 320, 321, 717, 1100, 1535, 1536])
@@ -181,6 +266,27 @@ def test_layers_that_compute_something_else_are_left_alone(
     config = LlamaConfig(**SIZES)
     change(config)
     assert use_fast_layers(AutoModelForCausalLM.from_config(config)) == 0
+
+
+def test_layers_that_drop_what_they_add_are_left_alone() -> None:
+    for dropped, count in ((0.0, 2), (0.1, 0)):
+        config = Phi3Config(**SIZES, pad_token_id=0, resid_pdrop=dropped)
+        assert use_fast_layers(AutoModelForCausalLM.from_config(config)) == count
+
+
+def test_layers_of_other_code_are_left_alone() -> None:
+    model = make("llama", "full")
+    kind = type(model.model.layers[0])
+    model.model.layers[0].__class__ = type(kind.__name__, (kind,), {"__module__": "elsewhere"})
+    assert use_fast_layers(model) == 1
+
+
+def test_windows_that_are_turned_off_are_none() -> None:
+    kinds = ["sliding_attention"] * 2
+    config = SmolLM3Config(**SIZES, pad_token_id=0, sliding_window=4, layer_types=kinds)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=VARLEN)
+    assert use_fast_layers(model) == 2
+    assert can_share_prefix(model.to(torch.bfloat16))
 
 
 def test_adapters_with_dropout_are_left_alone() -> None:

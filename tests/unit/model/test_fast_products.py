@@ -5,6 +5,7 @@ import platform
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llmtuner.model.fast import kernels as kernels_module
@@ -110,6 +111,68 @@ def test_an_odd_row_reads_nothing_behind_it(kernels: Kernels) -> None:
     x = memory[: 4 * 7].view(4, 7).copy_(half(4, 7))
     weight = half(7, 40)
     assert is_rounded(kernels.product(x, weight, is_turned=False), x.float() @ weight.float())
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn pairs of the first numbers of x [T, heads, dim] by angles [T, half of them]."""
+    half_turned = cosine.shape[1]
+    a, b, rest = x.split([half_turned, half_turned, x.shape[2] - 2 * half_turned], dim=2)
+    cosine, sine = cosine[:, None], sine[:, None]
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine, rest], dim=2)
+
+
+def angles_of(rows: int, pairs: int) -> tuple[Tensor, Tensor]:
+    angles = 6 * torch.rand(rows, pairs)
+    return angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize(("dim", "part"), [(16, 16), (16, 6), (80, 80), (128, 96)])
+def test_heads_are_turned_and_turned_back(kernels: Kernels, dim: int, part: int) -> None:
+    heads = Heads((3, 1, dim), 1.0, 0)
+    x, angles = half(41, 5 * dim), angles_of(41, part // 2)
+    split = x.float().unflatten(1, (5, dim))
+    exact = torch.cat([turned(split[:, :4], *angles), split[:, 4:]], dim=1).flatten(1)
+    found = kernels.rotate_heads(x, angles, heads)
+    assert is_rounded(found, exact)
+    back = kernels.rotate_heads_back_(found.clone(), angles, heads)
+    assert distance(back, x.float()) < 5e-3
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 16), (3, 3, 128), (6, 2, 80)])
+def test_heads_are_normed_and_turned(kernels: Kernels, shape: tuple[int, int, int]) -> None:
+    num_heads, kv_heads, dim = shape
+    heads, rows = Heads(shape, 1.0, 0, epsilon=0.1), 53
+    x, angles = half(rows, (num_heads + 2 * kv_heads) * dim), angles_of(rows, dim // 2)
+    free = [part.requires_grad_() for part in (x.float(), *(1 + torch.randn(2, dim)).unbind())]
+    q, k, v = free[0].unflatten(1, (-1, dim)).split([num_heads, kv_heads, kv_heads], dim=1)
+    norm = lambda part, weight: F.rms_norm(part, (dim,), weight, eps=0.1)  # noqa: E731
+    both = torch.cat([norm(q, free[1]), norm(k, free[2])], dim=1)
+    exact = torch.cat([turned(both, *angles), v], dim=1).flatten(1)
+    weights = torch.stack(free[1:]).detach()
+    found, inverse = kernels.norm_heads(x, weights, angles, heads)
+    assert is_rounded(found, exact)
+    grad = half(*x.shape)
+    exact_x, *exact_weights = torch.autograd.grad(exact, free, grad.float())
+    of_weights = kernels.norm_heads_backward_weights(grad, x, angles, inverse, heads)
+    assert torch.allclose(of_weights, torch.stack(exact_weights), rtol=1e-4, atol=1e-4)
+    found = kernels.norm_heads_backward_(grad, x, weights, angles, inverse, heads)
+    assert is_rounded(found, exact_x)
+
+
+def test_norms_of_heads_do_not_depend_on_the_number_of_threads(kernels: Kernels) -> None:
+    heads = Heads((5, 2, 64), 1.0, 0, epsilon=1e-6)
+    x, grad, angles = half(97, 9 * 64), half(97, 9 * 64), angles_of(97, 32)
+    weights = torch.randn(2, 64)
+    found, before = [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)  # of the kernels too
+        y, inverse = kernels.norm_heads(x, weights, angles, heads)
+        of_weights = kernels.norm_heads_backward_weights(grad, x, angles, inverse, heads)
+        normed = x, weights, angles, inverse, heads
+        found.append((y, of_weights, kernels.norm_heads_backward_(grad.clone(), *normed)))
+    torch.set_num_threads(before)
+    for some in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(some, found[0], strict=True))
 
 
 CASES = {

@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     PreTrainedConfig,
+    Qwen3Config,
 )
 
 from llmtuner.model.attention import VARLEN, pick_attention, register_varlen
@@ -48,13 +49,17 @@ BATCH = MicroBatch((13, 20), 25)
 
 
 def build(
-    method: str = "full", *, recompute: bool = False, device: str = "meta", **changes: int
+    method: str = "full",
+    *,
+    recompute: bool = False,
+    device: str = "meta",
+    kind: type[PreTrainedConfig] = LlamaConfig,
+    **changes: int,
 ) -> Model:
     register_varlen()
     with torch.device(device):
-        model: Model = AutoModelForCausalLM.from_config(
-            LlamaConfig(**{**SIZES, **changes}), attn_implementation=VARLEN
-        )
+        config = kind(**{**SIZES, **changes})
+        model: Model = AutoModelForCausalLM.from_config(config, attn_implementation=VARLEN)
         if method == "lora":
             model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
         if method == "freeze":
@@ -126,10 +131,11 @@ def test_the_meter_counts_bytes_that_live():
 
 @pytest.mark.skipif(load_kernels() is None, reason="no compiler: no fast layers")
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_fast_layers_need_what_real_ones_need(method):
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
+def test_fast_layers_need_what_real_ones_need(method, kind):
     setting = Setting(BF16, VARLEN, is_fast=True)
-    simulated = simulate(lambda: build(method), [BATCH], setting)
-    model = build(method, device="cpu").train()
+    simulated = simulate(lambda: build(method, kind=kind), [BATCH], setting)
+    model = build(method, device="cpu", kind=kind).train()
     assert use_fast_layers(model) == 2
     head, borders = model.get_output_embeddings(), torch.tensor([0, 13, 33], dtype=torch.int32)
 
@@ -146,7 +152,8 @@ def test_fast_layers_need_what_real_ones_need(method):
         begin, end = _backward(model, loss, meter)
     found = (simulated.forward_bytes, simulated.backward_begin_bytes, simulated.backward_end_bytes)
     assert found == pytest.approx((forward, begin, end), rel=0.01)
-    slow = simulate(lambda: build(method), [BATCH], replace(setting, is_fast=False))
+    slow = replace(setting, is_fast=False)
+    slow = simulate(lambda: build(method, kind=kind), [BATCH], slow)
     assert simulated.moved_bytes < 0.7 * slow.moved_bytes
 
 

@@ -111,31 +111,134 @@ void swiglu_backward(const bf16 *grad, const bf16 *x, bf16 *y, bf16 *grad_x, int
     }
 }
 
-/* Turn pairs (i, i + dim/2) by the angles of a token; backwards with sign -1. */
-static inline void rotate(const bf16 *in, bf16 *out, const float *cosine, const float *sine,
-                          int64_t dim, float sign) {
-    int64_t half = dim / 2;
-#pragma omp simd
-    for (int64_t i = 0; i < half; i++) {
-        float a = load(in[i]), b = load(in[i + half]);
-        out[i] = store(a * cosine[i] - sign * b * sine[i]);
-        out[i + half] = store(b * cosine[i] + sign * a * sine[i]);
-    }
-}
+/* A pair of numbers turned by an angle; turned back by the negative sine. */
+static inline float turned_first(float a, float b, float cosine, float sine) { return a * cosine - b * sine; }
+static inline float turned_second(float a, float b, float cosine, float sine) { return b * cosine + a * sine; }
 
 /* Turn the first `turned` heads of each row by the angles of its token, with sign -1 backwards; the
- * others stay as they are. cosine, sine: [rows, dim / 2]. x and y may be the same. */
+ * others stay as they are, and so does a head behind its first `part` numbers, of which pairs
+ * (i, i + part / 2) turn. cosine, sine: [rows, part / 2]. x and y may be the same. */
 void rotate_heads(const bf16 *x, const float *cosine, const float *sine, bf16 *y, int64_t rows,
-                  int64_t width, int64_t turned, int64_t dim, float sign) {
+                  int64_t width, int64_t turned, int64_t dim, int64_t part, float sign) {
+    int64_t half = part / 2;
     WITH_TEAM;
 #pragma omp parallel for schedule(static) num_threads(team.threads)
     for (int64_t t = 0; t < rows; t++) {
-        const bf16 *in = x + t * width;
-        bf16 *out = y + t * width;
-        for (int64_t h = 0; h < turned; h++)
-            rotate(in + h * dim, out + h * dim, cosine + t * (dim / 2), sine + t * (dim / 2), dim, sign);
-        if (x != y) memcpy(out + turned * dim, in + turned * dim, (width - turned * dim) * sizeof(bf16));
+        const float *c = cosine + t * half, *s = sine + t * half;
+        for (int64_t h = 0; h < turned; h++) {
+            const bf16 *in = x + t * width + h * dim;
+            bf16 *out = y + t * width + h * dim;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float a = load(in[i]), b = load(in[i + half]);
+                out[i] = store(turned_first(a, b, c[i], sign * s[i]));
+                out[i + half] = store(turned_second(a, b, c[i], sign * s[i]));
+            }
+            if (x != y) memcpy(out + part, in + part, (dim - part) * sizeof(bf16));
+        }
+        int64_t rest = t * width + turned * dim;
+        if (x != y) memcpy(y + rest, x + rest, (width - turned * dim) * sizeof(bf16));
     }
+}
+
+/* rotate_heads of heads that are normed before, as rms_norm does: the first `heads` are queries, the
+ * next kv_heads keys. weights: of queries and of keys, [2, dim]. inverse: [rows, heads + kv_heads]. */
+void norm_heads(const bf16 *x, const float *weights, const float *cosine, const float *sine, bf16 *y,
+                float *inverse, int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim, float epsilon) {
+    int64_t turned = heads + kv_heads, width = (turned + kv_heads) * dim, half = dim / 2;
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
+    for (int64_t t = 0; t < rows; t++) {
+        const float *c = cosine + t * half, *s = sine + t * half;
+        float *factors = inverse + t * turned;
+        for (int64_t h = 0; h < turned; h++) { /* on its own: the next sum begins while one ends */
+            const bf16 *in = x + t * width + h * dim;
+            float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < dim; i++) squares += load(in[i]) * load(in[i]);
+            factors[h] = 1.0f / sqrtf(squares / dim + epsilon);
+        }
+        for (int64_t h = 0; h < turned; h++) {
+            const bf16 *in = x + t * width + h * dim;
+            const float *weight = weights + (h >= heads) * dim, factor = factors[h];
+            bf16 *out = y + t * width + h * dim;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float a = load(in[i]) * factor * weight[i];
+                float b = load(in[i + half]) * factor * weight[i + half];
+                out[i] = store(turned_first(a, b, c[i], s[i]));
+                out[i + half] = store(turned_second(a, b, c[i], s[i]));
+            }
+        }
+        int64_t rest = t * width + turned * dim;
+        memcpy(y + rest, x + rest, kv_heads * dim * sizeof(bf16));
+    }
+}
+
+/* The gradient of norm_heads in its input takes the place of that in its output. */
+void norm_heads_backward(const bf16 *x, const float *weights, const float *cosine, const float *sine,
+                         const float *inverse, bf16 *grad, int64_t rows, int64_t heads, int64_t kv_heads,
+                         int64_t dim) {
+    int64_t turned = heads + kv_heads, width = (turned + kv_heads) * dim, half = dim / 2;
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
+    for (int64_t t = 0; t < rows; t++) {
+        const float *c = cosine + t * half, *s = sine + t * half, *factors = inverse + t * turned;
+        float shifts[turned];
+        for (int64_t h = 0; h < turned; h++) {
+            const bf16 *in = x + t * width + h * dim, *g = grad + t * width + h * dim;
+            const float *weight = weights + (h >= heads) * dim;
+            float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t i = 0; i < half; i++) {
+                float a = turned_first(load(g[i]), load(g[i + half]), c[i], -s[i]);
+                float b = turned_second(load(g[i]), load(g[i + half]), c[i], -s[i]);
+                dot += a * weight[i] * load(in[i]) + b * weight[i + half] * load(in[i + half]);
+            }
+            shifts[h] = dot * factors[h] * factors[h] * factors[h] / dim;
+        }
+        for (int64_t h = 0; h < turned; h++) {
+            const bf16 *in = x + t * width + h * dim;
+            const float *weight = weights + (h >= heads) * dim;
+            const float factor = factors[h], shift = shifts[h];
+            bf16 *g = grad + t * width + h * dim;
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float a = turned_first(load(g[i]), load(g[i + half]), c[i], -s[i]);
+                float b = turned_second(load(g[i]), load(g[i + half]), c[i], -s[i]);
+                g[i] = store(a * weight[i] * factor - load(in[i]) * shift);
+                g[i + half] = store(b * weight[i + half] * factor - load(in[i + half]) * shift);
+            }
+        }
+    }
+}
+
+/* Gradient of norm_heads in its weights, total [2, dim], from that in its output: one thread adds up a
+ * head row by row, parts [heads + kv_heads, dim]; then heads are added up in their order. */
+void norm_heads_backward_weights(const bf16 *grad, const bf16 *x, const float *cosine, const float *sine,
+                                 const float *inverse, float *parts, float *total, int64_t rows,
+                                 int64_t heads, int64_t kv_heads, int64_t dim) {
+    int64_t turned = heads + kv_heads, width = (turned + kv_heads) * dim, half = dim / 2;
+    WITH_TEAM;
+#pragma omp parallel for schedule(static) num_threads(team.threads)
+    for (int64_t h = 0; h < turned; h++) {
+        float *sums = parts + h * dim;
+        memset(sums, 0, dim * sizeof(float));
+        for (int64_t t = 0; t < rows; t++) {
+            const bf16 *g = grad + t * width + h * dim, *in = x + t * width + h * dim;
+            const float *c = cosine + t * half, *s = sine + t * half;
+            float factor = inverse[t * turned + h];
+#pragma omp simd
+            for (int64_t i = 0; i < half; i++) {
+                float a = load(g[i]), b = load(g[i + half]);
+                sums[i] += turned_first(a, b, c[i], -s[i]) * load(in[i]) * factor;
+                sums[i + half] += turned_second(a, b, c[i], -s[i]) * load(in[i + half]) * factor;
+            }
+        }
+    }
+    memset(total, 0, 2 * dim * sizeof(float));
+    for (int64_t h = 0; h < turned; h++)
+        for (int64_t i = 0; i < dim; i++) total[(h >= heads) * dim + i] += parts[h * dim + i];
 }
 
 /* y = factor * x, rounded; rows of y may lie apart. */

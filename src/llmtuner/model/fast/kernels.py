@@ -32,6 +32,8 @@ _X86_FLAGS = ("-mprefer-vector-width=512",)
 _BUILD_SECONDS = 120
 _PANEL = 64  # columns of a tile, at most
 
+Pair = tuple[Tensor, Tensor]
+
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 # Every function takes its tensors first, then whole numbers, then at most one float.
 _SIGNATURES = {
@@ -40,7 +42,10 @@ _SIGNATURES = {
     "rms_norm_backward_weight": (4, 2, 0),
     "swiglu": (2, 2, 0),
     "swiglu_backward": (4, 2, 0),
-    "rotate_heads": (4, 4, 1),
+    "rotate_heads": (4, 5, 1),
+    "norm_heads": (6, 4, 1),
+    "norm_heads_backward": (6, 4, 0),
+    "norm_heads_backward_weights": (7, 4, 0),
     "attention": (5, 6, 1),
     "attention_backward": (7, 6, 1),
     "product": (5, 9, 0),
@@ -101,11 +106,15 @@ class Heads:
         shape: query heads, key/value heads, dimension of a head.
         scale: factor of the scores.
         window: how many last tokens a token sees; 0: all.
+        is_turned: queries and keys turn by the angles of their token.
+        epsilon: of the norms of queries and keys, where they have such norms.
     """
 
     shape: tuple[int, int, int]
     scale: float
     window: int
+    is_turned: bool = True
+    epsilon: float = 0.0
 
 
 def is_without_numbers(tensor: Tensor) -> bool:
@@ -185,20 +194,58 @@ class Kernels:
         self._call("swiglu_backward", (grad, x, y, grad_x), *y.shape)
         return y, grad_x
 
-    def rotate_heads(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], *, turned: int, dim: int
-    ) -> Tensor:
-        """Return x [T, n] with the first `turned` heads of each row turned by its angles."""
+    def rotate_heads(self, x: Tensor, angles: Pair, heads: Heads) -> Tensor:
+        """Return x [T, n] with queries and keys of each row turned by its angles."""
         y = torch.empty_like(x)
-        self._call("rotate_heads", (x, *angles, y), *x.shape, turned, dim, 1.0)
+        self._rotate(x, angles, y, heads, 1.0)
         return y
 
-    def rotate_heads_back_(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], *, turned: int, dim: int
-    ) -> Tensor:
+    def rotate_heads_back_(self, x: Tensor, angles: Pair, heads: Heads) -> Tensor:
         """Undo `rotate_heads`, in place."""
-        self._call("rotate_heads", (x, *angles, x), *x.shape, turned, dim, -1.0)
+        self._rotate(x, angles, x, heads, -1.0)
         return x
+
+    def _rotate(self, x: Tensor, angles: Pair, y: Tensor, heads: Heads, sign: float) -> None:
+        num_heads, kv_heads, dim = heads.shape
+        numbers = *x.shape, num_heads + kv_heads, dim, 2 * angles[0].shape[1], sign
+        self._call("rotate_heads", (x, *angles, y), *numbers)
+
+    def norm_heads(
+        self, x: Tensor, weights: Tensor, angles: Pair, heads: Heads
+    ) -> tuple[Tensor, Tensor]:
+        """Return x [T, n] with queries and keys normed and turned, and 1 / rms.
+
+        Args:
+            x: queries, keys and values.
+            weights: of the norms of queries and of keys, float32 [2, dim].
+            angles: cosines and sines, float32 [T, dim / 2].
+            heads: what they look like.
+        """
+        num_heads, kv_heads, _ = heads.shape
+        y = torch.empty_like(x)
+        inverse = x.new_empty(len(x), num_heads + kv_heads, dtype=torch.float32)
+        tensors = x, weights, *angles, y, inverse
+        self._call("norm_heads", tensors, len(x), *heads.shape, heads.epsilon)
+        return y, inverse
+
+    def norm_heads_backward_(
+        self, grad: Tensor, x: Tensor, weights: Tensor, angles: Pair, inverse: Tensor, heads: Heads
+    ) -> Tensor:
+        """Turn the gradient in the output of `norm_heads` into that in x, in place."""
+        tensors = x, weights, *angles, inverse, grad
+        self._call("norm_heads_backward", tensors, len(x), *heads.shape)
+        return grad
+
+    def norm_heads_backward_weights(
+        self, grad: Tensor, x: Tensor, angles: Pair, inverse: Tensor, heads: Heads
+    ) -> Tensor:
+        """Return the gradient in the weights of `norm_heads`, float32 [2, dim]."""
+        num_heads, kv_heads, dim = heads.shape
+        parts = inverse.new_empty(num_heads + kv_heads, dim)
+        total = inverse.new_empty(2, dim)
+        tensors = grad, x, *angles, inverse, parts, total
+        self._call("norm_heads_backward_weights", tensors, len(x), *heads.shape)
+        return total
 
     def attention(
         self, x: Tensor, borders: Tensor, heads: Heads, *, prefix: Tensor | None = None

@@ -23,8 +23,35 @@ from llmtuner.model.fast.linear import LinearGroup, read_projection
 
 logger = get_logger(__name__)
 
-# norm, attention with rotary embedding, norm, silu(gate) * up; differences are in the settings.
-_LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a class of layers has that is not in its configuration.
+
+    All are norm, attention with rotary embedding, norm, silu(gate) * up, each with its residual.
+
+    Attributes:
+        qkv, gate_up: names of the linear layers; one name where they are one layer.
+        head_norms: names of the norms of queries and of keys.
+        turns: tells whether this attention turns queries and keys at all.
+    """
+
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    head_norms: tuple[str, ...] = ()
+    turns: Callable[[Any], bool] = lambda attention: True
+
+
+_KINDS = {
+    "CwmDecoderLayer": _Kind(),
+    "LlamaDecoderLayer": _Kind(),
+    "MinistralDecoderLayer": _Kind(),
+    "MistralDecoderLayer": _Kind(),
+    "Phi3DecoderLayer": _Kind(qkv=("qkv_proj",), gate_up=("gate_up_proj",)),
+    "Qwen2DecoderLayer": _Kind(),
+    "Qwen3DecoderLayer": _Kind(head_norms=("q_norm", "k_norm")),
+    "SmolLM3DecoderLayer": _Kind(turns=lambda attention: bool(attention.use_rope)),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +62,7 @@ class FastLayer:
         norms: before attention, before the gated layers.
         qkv, output, gate_up, down: the linear layers by their inputs.
         heads: shape of the attention.
+        head_norms: of queries and of keys; or nothing.
         number: of the layer, from 0.
         kernels: what runs between the products.
         places: of the batch that the layers are computing.
@@ -47,6 +75,7 @@ class FastLayer:
     gate_up: LinearGroup
     down: LinearGroup
     heads: Heads
+    head_norms: tuple[nn.Module, ...]
     number: int
     kernels: Kernels
     places: "PlacesOfBatch"
@@ -83,10 +112,12 @@ class FastLayer:
         kernels = self.kernels
         x, normed = self._norm(0, x, None)
         qkv = Linear.apply(normed, self.qkv, *self.qkv.trained)
+        norms: list[Any] = [norm.weight for norm in self.head_norms]
         if prefix is None:
-            mixed = Attention.apply(qkv, places, self.heads, kernels)
+            mixed = Attention.apply(qkv, places, self.heads, kernels, *norms)
         else:
-            mixed = attend_behind(qkv, places, self.heads, kernels, prefix, self.number)
+            at = places, self.heads, kernels, norms
+            mixed = attend_behind(qkv, *at, prefix=prefix, number=self.number)
         branch = Linear.apply(mixed, self.output, *self.output.trained)
         x, normed = self._norm(1, x, branch)
         gate_up = Linear.apply(normed, self.gate_up, *self.gate_up.trained)
@@ -114,8 +145,9 @@ def use_fast_layers(model: nn.Module) -> int:
     count = 0
     places = PlacesOfBatch()
     for module in model.modules():
-        if type(module).__name__ in _LAYERS and _fast_part(module) is None:
-            fast = _fast_layer(module, kernels, places)
+        kind = _kind(module)
+        if kind is not None and _fast_part(module) is None:
+            fast = _fast_layer(module, kind, kernels, places)
             if fast is not None:
                 module.forward = fast.forward
                 count += 1
@@ -158,6 +190,12 @@ def can_share_prefix(model: PreTrainedModel) -> bool:
     return len(ready) == model.config.get_text_config().num_hidden_layers
 
 
+def _kind(module: nn.Module) -> _Kind | None:
+    """Return what is known of transformers' own layers; code that comes with a model may differ."""
+    of_transformers = type(module).__module__.startswith("transformers.")
+    return _KINDS.get(type(module).__name__) if of_transformers else None
+
+
 def _fast_part(layer: nn.Module) -> FastLayer | None:
     """Return what has replaced a layer's forward."""
     forward = vars(layer).get("forward")
@@ -165,23 +203,24 @@ def _fast_part(layer: nn.Module) -> FastLayer | None:
     return owner if isinstance(owner, FastLayer) else None
 
 
-def _fast_layer(layer: Any, kernels: Kernels, places: "PlacesOfBatch") -> FastLayer | None:
+def _fast_layer(
+    layer: Any, kind: _Kind, kernels: Kernels, places: "PlacesOfBatch"
+) -> FastLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
     config = attention.config
     groups = [
-        _group(attention.q_proj, attention.k_proj, attention.v_proj),
+        _group(*map(attention.get_submodule, kind.qkv)),
         _group(attention.o_proj),
-        _group(mlp.gate_proj, mlp.up_proj),
+        _group(*map(mlp.get_submodule, kind.gate_up)),
         _group(mlp.down_proj),
     ]
-    is_plain = config.hidden_act in ("silu", "swish") and attention.attention_dropout == 0
-    if not is_plain or any(group is None for group in groups):
+    if not _is_plain(config) or any(group is None for group in groups):
         return None
-    shape = (config.num_attention_heads, config.num_key_value_heads, attention.head_dim)
     return FastLayer(
         (layer.input_layernorm, layer.post_attention_layernorm),
         *groups,
-        Heads(shape, attention.scaling, _window(config, attention.layer_idx)),
+        _heads(attention, kind),
+        tuple(map(attention.get_submodule, kind.head_norms)),
         attention.layer_idx,
         kernels,
         places,
@@ -189,11 +228,29 @@ def _fast_layer(layer: Any, kernels: Kernels, places: "PlacesOfBatch") -> FastLa
     )
 
 
+def _is_plain(config: PreTrainedConfig) -> bool:
+    """Tell whether nothing is dropped, and gates are those of `swiglu`."""
+    dropped = config.attention_dropout, config.to_dict().get("resid_pdrop", 0)
+    return config.hidden_act in ("silu", "swish") and not any(dropped)
+
+
+def _heads(attention: Any, kind: _Kind) -> Heads:
+    config = attention.config
+    return Heads(
+        (config.num_attention_heads, config.num_key_value_heads, attention.head_dim),
+        attention.scaling,
+        _window(config, attention.layer_idx),
+        is_turned=kind.turns(attention),
+        epsilon=config.rms_norm_eps if kind.head_norms else 0.0,
+    )
+
+
 def _window(config: PreTrainedConfig, number: int) -> int:
     """Return how many tokens layer `number` looks back; 0: all."""
     settings = config.to_dict()
     kinds = settings.get("layer_types")
-    if kinds is not None and kinds[number] != "sliding_attention":
+    is_off = settings.get("use_sliding_window") is False
+    if is_off or (kinds is not None and kinds[number] != "sliding_attention"):
         return 0
     return settings.get("sliding_window") or 0
 
