@@ -111,3 +111,13 @@ def calm_blas() -> None:
     The threads of its library wait busily: for thin matrices they cost more than they save.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def num_usable_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def tokenize_in_one_thread() -> None:
+    """Keep tokenizers of this process, which is one of several, from spreading over the cores."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -87,6 +87,17 @@ class SetAudit:
         for name in dict.fromkeys(name for name, _ in notes.hits):
             self.add(name, notes.place, (hit for other, hit in notes.hits if other == name))
 
+    def extend(self, other: "SetAudit") -> None:
+        """Add the rows behind these, or another set."""
+        for name in _COUNTS:
+            vars(self)[name] += vars(other)[name]
+        self.longest_tokens = max(self.longest_tokens, other.longest_tokens)
+        self.lengths.update(other.lengths)
+        for name, found in other.findings.items():
+            finding = self.findings.setdefault(name, Finding())
+            finding.rows += found.rows
+            finding.places += found.places[: MOST_PLACES - len(finding.places)]
+
     def refuse(self, error: DataError) -> None:
         """Count a row that cannot be used."""
         self.refused_rows += 1
@@ -130,9 +141,11 @@ class SetAudit:
 class Auditor:
     """Takes the notes of the rows of one data set, in file order, and compares them at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: Iterable[RowNotes] = ()) -> None:
         self.audit = SetAudit()
         self._rows, self._questions, self._places = array("q"), array("q"), Places()
+        for one in notes:
+            self.add(one)
 
     def add(self, notes: RowNotes) -> None:
         """Take the next row."""
@@ -140,6 +153,13 @@ class Auditor:
         self._rows.append(notes.digest)
         self._questions.append(notes.question or 0)
         self._places.append(notes.place)
+
+    def extend(self, other: "Auditor") -> None:
+        """Take what another one was given of the rows behind these."""
+        self.audit.extend(other.audit)
+        self._rows.extend(other._rows)
+        self._questions.extend(other._questions)
+        self._places.extend(other._places)
 
     def prints(self) -> SetPrint:
         """Return the fingerprints of the rows so far."""
@@ -172,15 +192,7 @@ def joined(audits: Iterable[SetAudit]) -> SetAudit:
     """Return the audit of several data sets together."""
     total = SetAudit()
     for audit in audits:
-        for name in _COUNTS:
-            vars(total)[name] += vars(audit)[name]
-        total.longest_tokens = max(total.longest_tokens, audit.longest_tokens)
-        total.lengths.update(audit.lengths)
-        for name, found in audit.findings.items():
-            finding = total.findings.setdefault(name, Finding())
-            finding.rows += found.rows
-            room = MOST_PLACES - len(finding.places)
-            finding.places.extend(found.places[:room])
+        total.extend(audit)
     return total
 
 

@@ -58,6 +58,13 @@ class Places:
         self._file_numbers.append(self._numbers[file])
         self._row_numbers.append(row)
 
+    def extend(self, other: "Places") -> None:
+        """Add the places of the rows behind these."""
+        numbers = [self._numbers.setdefault(file, len(self._numbers)) for file in other._files]
+        self._files += list(self._numbers)[len(self._files) :]
+        self._file_numbers.extend(numbers[number] for number in other._file_numbers)
+        self._row_numbers.extend(other._row_numbers)
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self._row_numbers)
