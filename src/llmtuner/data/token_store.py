@@ -25,7 +25,7 @@ from filelock import FileLock
 from llmtuner.data.conversation import IGNORE_INDEX
 from llmtuner.data.render import Encoded
 from llmtuner.extras.errors import StorageError
-from llmtuner.extras.files import read_json, sha256_of, sync_tree, write_json
+from llmtuner.extras.files import read_json, sha256_of_parts, sync_tree, write_json
 from llmtuner.extras.logs import get_logger
 
 _SCHEMA = pa.schema(
@@ -99,8 +99,8 @@ def _is_whole(folder: Path) -> bool:
     return bool(expected == actual)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {name: sha256_of(folder / name) for name in ("rows.arrow", "counts.json")}
+def _digests(folder: Path) -> dict[str, list[str]]:
+    return {name: sha256_of_parts(folder / name) for name in ("rows.arrow", "counts.json")}
 
 
 def _build(folder: Path, build: Callable[[dict[str, Any]], Iterable[pa.RecordBatch]]) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.audit.defects import AUDIT_VERSION
-from llmtuner.data.audit.findings import Auditor
+from llmtuner.data.audit.findings import Auditor, BlockNotes, block_notes
 from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.row import Vocabulary, vocabulary_of
 from llmtuner.data.blocks import map_blocks, older_objects_at_rest, show_progress
@@ -24,8 +24,8 @@ from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
-CODE_VERSION = 4
-"""Raised when the same rows would become other tokens."""
+CODE_VERSION = 5
+"""Raised when the same rows would become other tokens, or are stored in another way."""
 
 logger = get_logger(__name__)
 
@@ -102,7 +102,7 @@ class _Done:
 
     samples: pa.RecordBatch
     counts: Counts
-    auditor: Auditor | None
+    notes: BlockNotes | None
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class _Work:
             return _Done(token_batch(encoded), counts, None)
         notes = inspect_rows(block, encoded, self.vocabulary)
         samples = token_batch(encoded, [one.digest for one in notes])
-        return _Done(samples, counts, Auditor(notes))
+        return _Done(samples, counts, block_notes(notes))
 
 
 def _encode_rows(
@@ -138,8 +138,8 @@ def _encode_rows(
     for done in map_blocks(shown, work, num_workers=args.preprocessing_num_workers):
         yield behind(done.samples, counts["rows"])
         add_counts(counts, done.counts)
-        if auditor is not None and done.auditor is not None:
-            auditor.extend(done.auditor)
+        if auditor is not None and done.notes is not None:
+            auditor.add(done.notes)
 
 
 def _log_counts(name: str, counts: Mapping[str, Any]) -> None:

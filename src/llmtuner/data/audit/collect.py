@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llmtuner.data.audit.findings import Auditor, SetAudit
+from llmtuner.data.audit.findings import Auditor, BlockNotes, SetAudit, block_notes
 from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.limits import Limits
 from llmtuner.data.audit.overlap import (
@@ -75,7 +75,7 @@ def _look_at(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> _Looked:
     readable = _readable(rows, auditor.audit)
     shown = show_progress(f"Auditing {spec.name}", readable)
     for block in map_blocks(shown, work, num_workers=args.preprocessing_num_workers):
-        auditor.extend(block)
+        auditor.add(block)
     prints = auditor.prints()
     return _Looked(spec, auditor.finish(), RowSet(prints.rows, prints.places))
 
@@ -97,9 +97,9 @@ class _Work:
     encode: Encoder
     vocabulary: Vocabulary
 
-    def __call__(self, block: list[Conversation]) -> Auditor:
+    def __call__(self, block: list[Conversation]) -> BlockNotes:
         """Encode and look at the rows."""
-        return Auditor(inspect_rows(block, encode_each(block, self.encode), self.vocabulary))
+        return block_notes(inspect_rows(block, encode_each(block, self.encode), self.vocabulary))
 
 
 def encode_each(block: Sequence[Conversation], encode: Encoder) -> Sequence[Encoded | DataError]:

@@ -1,16 +1,13 @@
 """The audit of one data set: what was counted, what was found and where."""
 
 import re
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from llmtuner.data.audit.defects import DEFECTS, SET_DETECTORS
-from llmtuner.data.audit.fingerprint import Digests, Places
+from llmtuner.data.audit.fingerprint import Numbers, Places
 from llmtuner.data.audit.inspect import RowNotes
 from llmtuner.data.audit.row import Hit
 from llmtuner.data.audit.set_defects import SetPrint
@@ -138,32 +135,46 @@ class SetAudit:
         }
 
 
+@dataclass(frozen=True)
+class BlockNotes:
+    """What is noted of some rows, in few objects, which cross processes quickly.
+
+    Attributes:
+        audit: of each row by itself.
+        prints: place, hash of the row, and of its question, or 0; of each row.
+    """
+
+    audit: SetAudit
+    prints: list[tuple[str, int, int]]
+
+
+def block_notes(notes: Iterable[RowNotes]) -> BlockNotes:
+    """Sum up the notes of rows."""
+    block = BlockNotes(SetAudit(), [])
+    for one in notes:
+        block.audit.count(one)
+        block.prints.append((one.place, one.digest, one.question or 0))
+    return block
+
+
 class Auditor:
     """Takes the notes of the rows of one data set, in file order, and compares them at the end."""
 
-    def __init__(self, notes: Iterable[RowNotes] = ()) -> None:
+    def __init__(self) -> None:
         self.audit = SetAudit()
-        self._rows, self._questions, self._places = array("q"), array("q"), Places()
-        for one in notes:
-            self.add(one)
+        self._rows, self._questions, self._places = Numbers(), Numbers(), Places()
 
-    def add(self, notes: RowNotes) -> None:
-        """Take the next row."""
-        self.audit.count(notes)
-        self._rows.append(notes.digest)
-        self._questions.append(notes.question or 0)
-        self._places.append(notes.place)
-
-    def extend(self, other: "Auditor") -> None:
-        """Take what another one was given of the rows behind these."""
-        self.audit.extend(other.audit)
-        self._rows.extend(other._rows)
-        self._questions.extend(other._questions)
-        self._places.extend(other._places)
+    def add(self, block: BlockNotes) -> None:
+        """Take the next rows."""
+        self.audit.extend(block.audit)
+        for place, row, question in block.prints:
+            self._places.append(place)
+            self._rows.append(row)
+            self._questions.append(question)
 
     def prints(self) -> SetPrint:
         """Return the fingerprints of the rows so far."""
-        return SetPrint(_as_digests(self._rows), _as_digests(self._questions), self._places)
+        return SetPrint(self._rows.values(), self._questions.values(), self._places)
 
     def finish(self) -> SetAudit:
         """Compare the rows, and return all that was found."""
@@ -194,10 +205,6 @@ def joined(audits: Iterable[SetAudit]) -> SetAudit:
     for audit in audits:
         total.extend(audit)
     return total
-
-
-def _as_digests(values: "array[int]") -> Digests:
-    return np.frombuffer(values, np.int64)
 
 
 def _bucket(length: int) -> int:
