@@ -98,8 +98,10 @@ def _in_processes(
     with pool:
         try:
             for block in blocks:
-                is_read = not isinstance(block, Exception)
-                waiting.append(pool.submit(_run_work, block) if is_read else block)
+                if isinstance(block, Exception):
+                    waiting.append(block)
+                else:
+                    waiting.append(pool.submit(_run_work, block))
                 if len(waiting) > 2 * num_workers:
                     yield _result(waiting.popleft())
             while waiting:

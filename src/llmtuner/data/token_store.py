@@ -59,7 +59,8 @@ def load_or_build(
 
     Args:
         folder: the place of this content key.
-        build: yields the samples, from `token_batch`, and fills the given dictionary with counts (JSON values).
+        build: yields the samples, from `token_batch`, and fills the given dictionary with counts
+            (JSON values).
         rebuild: ignore what is stored.
     """
     _make_room(folder.parent)

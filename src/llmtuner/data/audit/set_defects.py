@@ -1,5 +1,6 @@
 """Defects that only show when rows of one data set are compared."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -54,23 +55,28 @@ def conflicting_answers(prints: SetPrint) -> Iterator[Comparison]:
 def _repeats(digests: Digests) -> Iterator[tuple[int, int]]:
     """Yield each place of a value other than 0 that stands before, with the first place of it.
 
-    Equal values fall into the same part, so that only one part at a time is held and sorted.
+    Equal values fall into the same part, so that only one part at a time is held and sorted; what
+    is found waits in a file.
     """
-    num_parts = 1 + len(digests) // _PART
-    found = [_repeats_in(digests, part, num_parts) for part in range(num_parts)]
-    numbers, firsts = np.concatenate(found, axis=1)
-    for place in np.argsort(numbers):
-        yield int(numbers[place]), int(firsts[place])
+    starts = range(0, len(digests), _PART)
+    if not starts:
+        return
+    with tempfile.TemporaryFile() as file:  # which is there as long as it is mapped
+        firsts = np.memmap(file, np.int64, "w+", shape=len(digests))
+    for part in range(len(starts)):
+        own = [_of_part(digests[at : at + _PART], part, len(starts)) + at for at in starts]
+        places = np.concatenate(own)
+        order = places[np.argsort(digests[places], kind="stable")]
+        is_first = np.ones(len(order), bool)
+        is_first[1:] = np.diff(digests[order]) != 0
+        first_of = order[is_first][np.cumsum(is_first) - 1]
+        firsts[order[~is_first]] = 1 + first_of[~is_first]
+    for at in starts:
+        found = firsts[at : at + _PART]
+        for place in np.flatnonzero(found):
+            yield int(at + place), int(found[place]) - 1
 
 
-def _repeats_in(digests: Digests, part: int, num_parts: int) -> Digests:
-    """Return the places of repeated values of one part, and the first places of each."""
-    blocks = [(start, digests[start : start + _PART]) for start in range(0, len(digests), _PART)]
-    own = [start + np.flatnonzero((b % num_parts == part) & (b != 0)) for start, b in blocks]
-    places = np.concatenate([np.zeros(0, np.int64), *own])
-    order = places[np.argsort(digests[places], kind="stable")]
-    is_same = np.diff(digests[order]) == 0
-    starts = np.flatnonzero(np.concatenate([[True], ~is_same]))
-    at = np.flatnonzero(is_same) + 1
-    firsts = order[starts[np.searchsorted(starts, at, side="right") - 1]]
-    return np.stack([order[at], firsts])
+def _of_part(digests: Digests, part: int, num_parts: int) -> Digests:
+    """Return where the values of one part stand."""
+    return np.flatnonzero((digests % num_parts == part) & (digests != 0))
