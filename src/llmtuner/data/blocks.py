@@ -18,7 +18,7 @@ from llmtuner.extras.env import num_usable_cores, tokenize_in_one_thread
 BLOCK = 256
 """Rows that are tokenised together."""
 
-_FEW_BLOCKS = 16  # are done before processes have started
+_FEW_BLOCKS = 8  # about as long as processes take to start
 _NEW_OBJECTS = 50_000  # between two searches for garbage
 _MOST_WORKERS = 12  # the process that reads and writes cannot keep more of them busy
 

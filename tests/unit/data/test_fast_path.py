@@ -169,8 +169,8 @@ def test_many_rows_go_to_a_process_for_each_core(monkeypatch: pytest.MonkeyPatch
 
     few = list(map_blocks(rows(BLOCK * 2), process, num_workers=None))
     assert {one for one, _ in few} == {os.getpid()}
-    many = list(map_blocks(rows(BLOCK * 17), process, num_workers=None))
-    assert len(many) == 17
+    many = list(map_blocks(rows(BLOCK * 9), process, num_workers=None))
+    assert len(many) == 9
     assert len({one for one, _ in many} - {os.getpid()}) == 2
     assert {threads for _, threads in many} == {"false"}  # the workers share the cores already
 
