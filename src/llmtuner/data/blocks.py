@@ -63,10 +63,11 @@ def map_blocks(
     blocks = _read_blocks(iter(conversations))
     if num_workers is None:
         first = list(islice(blocks, _FEW_BLOCKS))
-        num_workers = num_usable_cores() if len(first) == _FEW_BLOCKS else 1
+        is_many = len(first) == _FEW_BLOCKS
+        num_workers = min(num_usable_cores(), _MOST_WORKERS) if is_many else 1
         blocks = chain(first, blocks)
     if num_workers > 1:
-        yield from _in_processes(blocks, work, min(num_workers, _MOST_WORKERS))
+        yield from _in_processes(blocks, work, num_workers)
         return
     for block in blocks:
         yield work(_readable(block))
