@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llmtuner.data.conversation import Conversation
-from llmtuner.extras.env import num_usable_cores, tokenize_in_one_thread
+from llmtuner.extras.env import num_usable_cores, tokenizers_in_one_thread
 
 BLOCK = 256
 """Rows that are tokenised together."""
@@ -96,7 +96,7 @@ def _in_processes(
         num_workers, mp_context=get_context("fork"), initializer=_become_worker, initargs=(work,)
     )
     waiting: deque[Future[T] | Exception] = deque()
-    with pool:
+    with pool, tokenizers_in_one_thread():
         try:
             for block in blocks:
                 if isinstance(block, Exception):
@@ -137,7 +137,6 @@ def show_progress(title: str, items: Iterable[T]) -> Iterator[T]:
 
 
 def _become_worker(work: Work[Any]) -> None:
-    tokenize_in_one_thread()
     # In the memory of the main thread, which the imports have left full of small holes, tokenizing
     # takes a tenth longer; a thread of its own has its own memory.
     _worker.update(work=work, thread=ThreadPoolExecutor(1))

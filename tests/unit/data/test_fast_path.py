@@ -162,6 +162,7 @@ def test_blocks_keep_their_order_whichever_is_done_first() -> None:
 
 def test_many_rows_go_to_a_process_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "num_usable_cores", lambda: 2)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
 
     def process(block: list[Conversation]) -> tuple[int, str | None]:
         time.sleep(0.02)  # so that one worker cannot take all
@@ -173,6 +174,7 @@ def test_many_rows_go_to_a_process_for_each_core(monkeypatch: pytest.MonkeyPatch
     assert len(many) == 9
     assert len({one for one, _ in many} - {os.getpid()}) == 2
     assert {threads for _, threads in many} == {"false"}  # the workers share the cores already
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, None])
