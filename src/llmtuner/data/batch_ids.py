@@ -4,16 +4,12 @@
 takes as long as the ids. Tokenizers whose class brings its own way of encoding are asked as usual.
 """
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Ids = list[list[int]]
-
-TOKENIZING = threading.RLock()
-"""Held while a tokenizer works: it has switches, which threads would set for one another."""
 
 
 def batch_ids(
@@ -44,8 +40,7 @@ def batch_ids(
     if isinstance(tokenizer, PreTrainedTokenizerFast) and _encodes_as_usual(type(tokenizer)):
         found = _backend_ids(different, tokenizer, **options)
     else:
-        with TOKENIZING:
-            found = tokenizer(different, return_attention_mask=False, **options)["input_ids"]
+        found = tokenizer(different, return_attention_mask=False, **options)["input_ids"]
     if len(different) == len(texts):
         return found
     of_text = dict(zip(different, found, strict=True))
@@ -60,15 +55,13 @@ def _backend_ids(
     split_special_tokens: bool,
 ) -> Ids:
     backend = tokenizer.backend_tokenizer
-    with TOKENIZING:
-        if backend.truncation is not None:  # as transformers does before each call
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        if backend.encode_special_tokens != split_special_tokens:
-            backend.encode_special_tokens = split_special_tokens
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-    # another thread's texts are encoded while this one makes lists
+    if backend.truncation is not None:  # as transformers does before each call
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != split_special_tokens:
+        backend.encode_special_tokens = split_special_tokens
+    encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
 
 

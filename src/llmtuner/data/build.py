@@ -16,7 +16,8 @@ from llmtuner.data.audit.report import audit_from_dict
 from llmtuner.data.audit.training import Named, audit_run
 from llmtuner.data.dataset_info import DatasetSpec, load_dataset_specs
 from llmtuner.data.lengths import sample_lengths
-from llmtuner.data.packing import fill_ratio, pack
+from llmtuner.data.pack_store import stored_packs
+from llmtuner.data.packing import fill_ratio
 from llmtuner.data.stored_column import stored_column
 from llmtuner.data.stream import SampleStream, held_out_samples
 from llmtuner.data.tokenise import Encoder, tokenise
@@ -105,9 +106,9 @@ def build_datasets(
     _check_not_empty(train, evals, report)
     packs = None
     if packing and train is not None:
-        lengths = sample_lengths(train).tolist()
-        packs = pack(lengths, capacity=args.cutoff_len, seed=seed)
-        filled = fill_ratio(packs, lengths, capacity=args.cutoff_len)
+        lengths = sample_lengths(train)
+        packs = stored_packs(lengths, capacity=args.cutoff_len, seed=seed)
+        filled = fill_ratio(packs, lengths.tolist(), capacity=args.cutoff_len)
         logger.info(
             "Packed %d samples into %d packs, %.2f %% full.", len(lengths), len(packs), 100 * filled
         )
@@ -234,8 +235,8 @@ def split_rows(dataset: Dataset, val_size: float, *, seed: int) -> tuple[Dataset
         DataError: nothing would be left to train on.
     """
     # a million names as Python texts would take a minute and much memory: numbers stand for them
-    rows = stored_column(dataset, "source").combine_chunks().dictionary_encode()
-    num_rows = len(rows.dictionary)
+    parts = stored_column(dataset, "source").dictionary_encode().chunks
+    num_rows = len(parts[-1].dictionary) if parts else 0
     wanted = int(val_size) if val_size >= 1 else max(1, int(num_rows * val_size))
     if wanted >= num_rows:
         raise DataError(
@@ -245,7 +246,7 @@ def split_rows(dataset: Dataset, val_size: float, *, seed: int) -> tuple[Dataset
         )
     is_chosen = np.zeros(num_rows, bool)
     is_chosen[np.random.default_rng(seed).permutation(num_rows)[:wanted]] = True
-    is_held_out = is_chosen[np.asarray(rows.indices)]
+    is_held_out = is_chosen[np.concatenate([np.asarray(part.indices) for part in parts])]
     logger.info("Held out %d of %d rows for validation (seed %d).", wanted, num_rows, seed)
     train, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     return dataset.select(train), dataset.select(validation)

@@ -1,14 +1,18 @@
 """The counts of one data set for `run.json`: what was read, kept, cut and left out."""
 
+from collections.abc import Iterable
 from typing import Any
 
-from llmtuner.data.audit.inspect import supervised_tokens
 from llmtuner.data.dataset_info import DatasetSpec
 from llmtuner.data.records import BadRows
 from llmtuner.data.render import Encoded
 from llmtuner.extras.files import sha256_of
 
 _NUM_LISTED = 20
+_SUMS = (
+    "rows", "samples", "tokens", "supervised_tokens", "rows_left_out", "rows_cut",
+    "thoughts_unasked",  # answers that think otherwise than serving does
+)  # fmt: skip
 
 Counts = dict[str, Any]
 """JSON values, so that they can be stored and reported as they are."""
@@ -16,18 +20,31 @@ Counts = dict[str, Any]
 
 def start_counts(spec: DatasetSpec) -> Counts:
     """Return counts of zero, with the files and their hashes."""
-    zeros = ["rows", "samples", "tokens", "supervised_tokens", "rows_left_out", "rows_cut"]
-    zeros.append("thoughts_unasked")  # answers that think otherwise than serving does
     return {
         "files": [
             {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
             for path in spec.files
         ],
-        **dict.fromkeys(zeros, 0),
-        "left_out_examples": [],
+        **count_rows(()),
         "bad_rows": 0,
         "bad_row_examples": [],
     }
+
+
+def count_rows(rows: Iterable[Encoded]) -> Counts:
+    """Return what became of some rows."""
+    counts: Counts = {**dict.fromkeys(_SUMS, 0), "left_out_examples": []}
+    for encoded in rows:
+        tally(counts, encoded)
+    return counts
+
+
+def add_counts(counts: Counts, more: Counts) -> None:
+    """Add what became of the rows behind those that are counted."""
+    for name in _SUMS:
+        counts[name] += more[name]
+    examples = counts["left_out_examples"]
+    examples += more["left_out_examples"][: _NUM_LISTED - len(examples)]
 
 
 def tally(counts: Counts, encoded: Encoded) -> None:
@@ -42,7 +59,7 @@ def tally(counts: Counts, encoded: Encoded) -> None:
     for sample in encoded.samples:
         counts["samples"] += 1
         counts["tokens"] += len(sample.input_ids)
-        counts["supervised_tokens"] += supervised_tokens(sample)
+        counts["supervised_tokens"] += sample.supervised_tokens
 
 
 def note_bad_rows(counts: Counts, bad_rows: BadRows) -> None:

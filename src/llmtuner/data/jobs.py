@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from llmtuner.data.batch_ids import TOKENIZING, batch_ids
+from llmtuner.data.batch_ids import batch_ids
 from llmtuner.data.prompt import GUARD_END, GUARD_START, encode
 
 Result = TypeVar("Result")
@@ -48,11 +48,6 @@ def encode_all(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list
     plain = [text for text, is_one in zip(texts, is_plain, strict=True) if is_one]
     of_plain = iter(batch_ids(plain, tokenizer))
     return [
-        next(of_plain) if is_one else _encode_guarded(text, tokenizer)
+        next(of_plain) if is_one else encode(text, tokenizer)
         for text, is_one in zip(texts, is_plain, strict=True)
     ]
-
-
-def _encode_guarded(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    with TOKENIZING:
-        return encode(text, tokenizer)

@@ -186,18 +186,20 @@ def parse_tools(tools: str) -> list[Any]:
 def _check_abilities(messages: Sequence[Message], *, template: Template, tools: str | None) -> None:
     """Refuse a conversation of which the template would drop a part without a word."""
     can = template.abilities
-    lost = {
-        "system prompts": not can.system and any(m.role == "system" for m in messages),
-        "tool definitions": not can.tools and bool(tools),
-        "tool calls": not can.tool_calls and any(message.tool_calls for message in messages),
-        "tool results": not can.tool_results and any(m.role == "tool" for m in messages),
-    }
-    for part, is_lost in lost.items():
-        if is_lost:
-            raise TemplateError(
-                f"{template.label} cannot show {part}.",
-                fix="choose a template that can, for example qwen or llama3, or leave them out",
-            )
+    lost = None
+    if not can.system and any(message.role == "system" for message in messages):
+        lost = "system prompts"
+    elif not can.tools and tools:
+        lost = "tool definitions"
+    elif not can.tool_calls and any(message.tool_calls for message in messages):
+        lost = "tool calls"
+    elif not can.tool_results and any(message.role == "tool" for message in messages):
+        lost = "tool results"
+    if lost is not None:
+        raise TemplateError(
+            f"{template.label} cannot show {lost}.",
+            fix="choose a template that can, for example qwen or llama3, or leave them out",
+        )
 
 
 def _to_wire(messages: Sequence[Message], template: Template) -> list[dict[str, Any]]:

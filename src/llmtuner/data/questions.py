@@ -8,6 +8,7 @@ for an answer in the model's context is shortened, as training shortens rows.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -121,7 +122,7 @@ def encode_questions(
     def work(block: list[Conversation]) -> list[Question | DataError | None]:
         return run_jobs((_question(row, template, room) for row in block), tokenizer)
 
-    yield from map_blocks(conversations, work, num_workers=1)
+    yield from chain.from_iterable(map_blocks(conversations, work, num_workers=1))
 
 
 def _load_questions(

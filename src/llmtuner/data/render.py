@@ -27,13 +27,26 @@ class Sample:
 
     Attributes:
         input_ids: token ids.
-        labels: the same ids where the model learns them, else IGNORE_INDEX; not shifted.
+        trained: [start, end) of what the model learns, in order.
         source: `file:line` or `file#row` of the row.
     """
 
     input_ids: list[int]
-    labels: list[int]
+    trained: tuple[tuple[int, int], ...]
     source: str
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids where the model learns them, else IGNORE_INDEX; not shifted."""
+        labels = [IGNORE_INDEX] * len(self.input_ids)
+        for start, end in self.trained:
+            labels[start:end] = self.input_ids[start:end]
+        return labels
+
+    @property
+    def supervised_tokens(self) -> int:
+        """The tokens that are targets; the first one has nothing to be predicted from."""
+        return sum(end - max(start, 1) for start, end in self.trained)
 
 
 @dataclass(frozen=True)
@@ -212,13 +225,9 @@ def _document(
         starts[-1] -= 1  # a token alone in its sample would never be learned
     ends = [*starts[1:], len(body)]
     pieces = [bos + body[start:end] for start, end in zip(starts, ends, strict=True)]
-    return Encoded(tuple(Sample(piece, list(piece), source) for piece in pieces), source)
+    return Encoded(tuple(Sample(piece, ((0, len(piece)),), source) for piece in pieces), source)
 
 
 def _to_sample(draft: Draft, source: str, train_on_prompt: bool) -> Sample:
-    if train_on_prompt:
-        return Sample(draft.ids, list(draft.ids), source)
-    labels = [IGNORE_INDEX] * len(draft.ids)
-    for span in draft.spans:
-        labels[span.start : span.end] = draft.ids[span.start : span.end]
-    return Sample(draft.ids, labels, source)
+    spans = [(span.start, span.end) for span in draft.spans]
+    return Sample(draft.ids, ((0, len(draft.ids)),) if train_on_prompt else tuple(spans), source)

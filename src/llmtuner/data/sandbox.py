@@ -49,8 +49,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return `obj.attribute`; of a dictionary that has no such attribute, its entry."""
-        if type(obj) is dict and attribute in obj and attribute not in _OF_DICTS:
+        kind = type(obj)
+        if kind is dict and attribute in obj and attribute not in _OF_DICTS:
             return obj[attribute]
+        if kind is LoopContext and self._verdicts.get((kind, attribute)):
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
 

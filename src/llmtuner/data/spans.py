@@ -8,7 +8,7 @@ without guessing is said at each function below. What cannot be proved is refuse
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -58,13 +58,15 @@ def prove_turn(chat: Chat, turn: int) -> TurnText:
     for setting in _settings(chat.template, has_thinking=message.thinking is not None):
         try:
             text = _turn_text(chat, turn, setting)
-            _check_content(text, turn, chat)
-            _check_around(text, turn, chat)
-            _check_header(text, turn, chat)
+            own = _own_words(message, text.prompt, chat.template)
+            _check_content(text, own, turn, chat)
+            _check_around(text, own, turn, chat)
+            before = _before_own_text(text, own, message, chat.template).strip()
+            _check_header(text, before, turn, chat)
         except TemplateError as problem:
             problems.append(problem)
             continue
-        if _is_own_text(text, message, chat.template):
+        if _is_own_text(text, before, message):
             return _with_notice(text, message, chat.template)
         proved.append(text)
     if not proved:
@@ -111,13 +113,14 @@ def _turn_text(chat: Chat, turn: int, setting: bool | None) -> TurnText:
     return TurnText(prompt, answer, setting)
 
 
-def _own_words(message: Message, prompt: str) -> list[str]:
-    """Return what the model is to say, without the tag that the prompt has already."""
+def _own_words(message: Message, prompt: str, template: Template) -> list[str]:
+    """Return what the model is to say, guarded, without the tag that the prompt has already."""
     content = message.content
     opened = _OPENED.search(prompt)
     if opened and not opened[2] and (begun := _BEGUN.match(content)):
         content = content[begun.end() :]
-    return [part for part in (message.thinking, content) if part and part.strip()]
+    parts = [part for part in (message.thinking, content) if part and not part.isspace()]
+    return [guard(part, template.answer_guards).strip() for part in parts]
 
 
 def _answer_after_no_thought(
@@ -232,11 +235,11 @@ def _unguarded_stops(tokens: tuple[str, ...]) -> re.Pattern[str]:
 # --- what is in it --------------------------------------------------------------------------------
 
 
-def _check_content(text: TurnText, turn: int, chat: Chat) -> None:
+def _check_content(text: TurnText, own: Sequence[str], turn: int, chat: Chat) -> None:
     """Prove that all that the row says in this turn is in the trained span."""
     message, template = chat.messages[turn], chat.template
-    for part in _own_words(message, text.prompt):
-        if guard(part, template.answer_guards).strip() not in text.answer:
+    for part in own:
+        if part not in text.answer:
             raise unproved("the template changes the answer", turn, part, template)
     for call in message.tool_calls:
         for part in (call.name, *_texts_in(json.loads(call.arguments))):
@@ -270,16 +273,15 @@ def _spellings(value: Any) -> list[str]:
     return spellings
 
 
-def _check_around(text: TurnText, turn: int, chat: Chat) -> None:
+def _check_around(text: TurnText, own: Sequence[str], turn: int, chat: Chat) -> None:
     """Prove that the template adds only control tokens and tags to the words of an answer.
 
     Words may stand between control tokens (channels), or be a header that the model chooses.
     """
     message, template = chat.messages[turn], chat.template
     rest = text.answer
-    parts = _own_words(message, text.prompt)
-    for number, part in enumerate(parts):
-        before, _, rest = rest.partition(guard(part, template.answer_guards).strip())
+    for number, part in enumerate(own):
+        before, _, rest = rest.partition(part)
         tokens = [(found.start(), found.end()) for found in _tokens_in(before, template)]
         is_open = bool(tokens) and not before[: tokens[0][0]].strip()
         behind = before[tokens[-1][1] :] if tokens else before
@@ -288,7 +290,7 @@ def _check_around(text: TurnText, turn: int, chat: Chat) -> None:
         is_header = is_header and (is_closed or _RECIPIENT.fullmatch(before) is not None)
         if before.strip() and not (is_open and is_closed) and not is_header:
             raise _added(before, turn, template)
-    if parts and not message.tool_calls:
+    if own and not message.tool_calls:
         first = next(_tokens_in(rest, template), None)
         if first is None or rest[: first.start()].strip():
             raise _added(rest, turn, template)
@@ -309,7 +311,7 @@ def _added(added: str, turn: int, template: Template) -> TemplateError:
     return unproved(reason, turn, added, template)
 
 
-def _check_header(text: TurnText, turn: int, chat: Chat) -> None:
+def _check_header(text: TurnText, before: str, turn: int, chat: Chat) -> None:
     """Prove that the header of an answer is in the prompt, where the template has one.
 
     Some models write headers of their own (channels, recipients, calls). These are known by one of
@@ -317,7 +319,6 @@ def _check_header(text: TurnText, turn: int, chat: Chat) -> None:
     and the prompt opens the model's turn by itself, or plain answers have nothing in front.
     """
     template = chat.template
-    before = _before_own_text(text, chat.messages[turn], template).strip()
     if not before or before in ("<think>", "</think>"):
         return
     setting = text.enable_thinking
@@ -336,19 +337,19 @@ def _check_header(text: TurnText, turn: int, chat: Chat) -> None:
     raise unproved(reason, turn, text.answer, template)
 
 
-def _is_own_text(text: TurnText, message: Message, template: Template) -> bool:
+def _is_own_text(text: TurnText, before: str, message: Message) -> bool:
     """Say whether nothing but the row's own words would be learned in front of the answer."""
     if not (message.thinking or message.content.strip()):
         return "<think>" not in text.answer and "</think>" not in text.answer
-    before = _before_own_text(text, message, template).strip()
     return before == "" or (message.thinking is not None and before == "<think>")
 
 
-def _before_own_text(text: TurnText, message: Message, template: Template) -> str:
+def _before_own_text(
+    text: TurnText, own: Sequence[str], message: Message, template: Template
+) -> str:
     """Return what stands in the answer before the first word of the row."""
-    own = _own_words(message, text.prompt)
     if own:
-        return text.answer.partition(guard(own[0], template.answer_guards).strip())[0]
+        return text.answer.partition(own[0])[0]
     names = [guard(call.name, template.guards) for call in message.tool_calls]
     return text.answer.partition(names[0])[0] if names else ""
 

@@ -10,50 +10,35 @@ import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from filelock import FileLock
 
+from llmtuner.data.conversation import IGNORE_INDEX
+from llmtuner.data.render import Encoded
 from llmtuner.extras.errors import StorageError
-from llmtuner.extras.files import read_json, sha256_of, sync_tree, write_json
+from llmtuner.extras.files import read_json, sha256_of_parts, sync_tree, write_json
 from llmtuner.extras.logs import get_logger
 
 _SCHEMA = pa.schema(
     {
         "input_ids": pa.large_list(pa.int32()),
-        "labels": pa.large_list(pa.int32()),
-        "source": pa.string(),
-        "row": pa.int64(),
-        "digest": pa.int64(),
+        "labels": pa.large_list(pa.int32()),  # the ids that are trained, else IGNORE_INDEX
+        "source": pa.string(),  # `file:line` of the data row
+        "row": pa.int64(),  # number of the data row in its set; it can give several samples
+        "digest": pa.int64(),  # hash of the data row
     }
 )
-_ROWS_PER_BATCH = 1000
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class TokenRow:
-    """One training sample.
-
-    Attributes:
-        input_ids: tokens of the sample.
-        labels: the same where a token is trained, IGNORE_INDEX elsewhere; not shifted.
-        source: `file:line` of the data row.
-        row: number of the data row in its set; several samples can come from one row.
-        digest: hash of the data row, by which equal rows are found; 0 without an audit.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    source: str
-    row: int
-    digest: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,14 +52,15 @@ class Tokens:
 def load_or_build(
     folder: Path,
     *,
-    build: Callable[[dict[str, Any]], Iterable[TokenRow]],
+    build: Callable[[dict[str, Any]], Iterable[pa.RecordBatch]],
     rebuild: bool,
 ) -> Tokens:
     """Return the rows of one store, building them when they are missing, damaged or unwanted.
 
     Args:
         folder: the place of this content key.
-        build: yields the rows and fills the given dictionary with counts (JSON values).
+        build: yields the samples, from `token_batch`, and fills the given dictionary with counts
+            (JSON values).
         rebuild: ignore what is stored.
     """
     _make_room(folder.parent)
@@ -114,11 +100,11 @@ def _is_whole(folder: Path) -> bool:
     return bool(expected == actual)
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    return {name: sha256_of(folder / name) for name in ("rows.arrow", "counts.json")}
+def _digests(folder: Path) -> dict[str, list[str]]:
+    return {name: sha256_of_parts(folder / name) for name in ("rows.arrow", "counts.json")}
 
 
-def _build(folder: Path, build: Callable[[dict[str, Any]], Iterable[TokenRow]]) -> None:
+def _build(folder: Path, build: Callable[[dict[str, Any]], Iterable[pa.RecordBatch]]) -> None:
     staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     staging.mkdir(parents=True)
     try:
@@ -134,28 +120,43 @@ def _build(folder: Path, build: Callable[[dict[str, Any]], Iterable[TokenRow]]) 
         raise
 
 
-def _write_rows(path: Path, rows: Iterable[TokenRow]) -> None:
+def _write_rows(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _SCHEMA) as writer:
-        for chunk in _chunks(rows, _ROWS_PER_BATCH):
-            columns = {
-                "input_ids": [row.input_ids for row in chunk],
-                "labels": [row.labels for row in chunk],
-                "source": [row.source for row in chunk],
-                "row": [row.row for row in chunk],
-                "digest": [row.digest for row in chunk],
-            }
-            writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        for batch in batches:
+            writer.write_batch(batch)
 
 
-def _chunks(rows: Iterable[TokenRow], size: int) -> Iterator[list[TokenRow]]:
-    chunk: list[TokenRow] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def token_batch(rows: Sequence[Encoded], digests: Sequence[int] = ()) -> pa.RecordBatch:
+    """Return the samples of data rows as they are stored; the rows are numbered from 0.
+
+    Args:
+        rows: from an encoder.
+        digests: hash of each row, by which equal rows are found; 0 where there is no audit.
+    """
+    samples = [sample for row in rows for sample in row.samples]
+    numbers = [number for number, row in enumerate(rows) for _ in row.samples]
+    borders = [0, *accumulate(len(sample.input_ids) for sample in samples)]
+    tokens = chain.from_iterable(sample.input_ids for sample in samples)
+    ids = np.fromiter(tokens, np.int32, borders[-1])
+    labels = np.full_like(ids, IGNORE_INDEX)
+    for sample, border in zip(samples, borders, strict=False):
+        for first, end in sample.trained:
+            labels[border + first : border + end] = ids[border + first : border + end]
+    offsets = pa.array(borders, pa.int64())
+    columns = [
+        pa.LargeListArray.from_arrays(offsets, pa.array(ids)),
+        pa.LargeListArray.from_arrays(offsets, pa.array(labels)),
+        [sample.source for sample in samples],
+        numbers,
+        [digests[number] for number in numbers] if digests else [0] * len(samples),
+    ]
+    return pa.record_batch(columns, schema=_SCHEMA)
+
+
+def behind(batch: pa.RecordBatch, num_rows: int) -> pa.RecordBatch:
+    """Return the batch with the numbers that its rows have behind so many others."""
+    place = _SCHEMA.get_field_index("row")
+    return batch.set_column(place, _SCHEMA.field(place), pc.add(batch.column(place), num_rows))
 
 
 def content_key(parts: dict[str, Any]) -> str:

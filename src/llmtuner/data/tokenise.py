@@ -1,30 +1,31 @@
 """Tokenise one data set into its store, counting what is kept, cut and left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from llmtuner.data.audit.defects import AUDIT_VERSION
-from llmtuner.data.audit.findings import Auditor
-from llmtuner.data.audit.inspect import RowNotes, inspect_rows
+from llmtuner.data.audit.findings import Auditor, BlockNotes, block_notes
+from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.row import Vocabulary, vocabulary_of
 from llmtuner.data.blocks import map_blocks, older_objects_at_rest, show_progress
 from llmtuner.data.conversation import Conversation
-from llmtuner.data.counts import Counts, note_bad_rows, start_counts, tally
+from llmtuner.data.counts import Counts, add_counts, count_rows, note_bad_rows, start_counts
 from llmtuner.data.dataset_info import DatasetSpec
 from llmtuner.data.records import BadRows
 from llmtuner.data.render import Encoded
 from llmtuner.data.rows import load_conversations
 from llmtuner.data.template import Template
-from llmtuner.data.token_store import TokenRow, Tokens, content_key, load_or_build
+from llmtuner.data.token_store import Tokens, behind, content_key, load_or_build, token_batch
 from llmtuner.extras.env import process_env
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.data import DataArgs
 
-CODE_VERSION = 4
-"""Raised when the same rows would become other tokens."""
+CODE_VERSION = 5
+"""Raised when the same rows would become other tokens, or are stored in another way."""
 
 logger = get_logger(__name__)
 
@@ -60,7 +61,7 @@ def tokenise(
     """
     start = start_counts(spec)
 
-    def build(counts: Counts) -> Iterator[TokenRow]:
+    def build(counts: Counts) -> Iterator[pa.RecordBatch]:
         counts |= start
         auditor = Auditor() if with_audit else None
         bad_rows = BadRows(args.on_bad_row, on_bad=auditor.audit.refuse if auditor else None)
@@ -96,21 +97,30 @@ def tokenise(
 
 
 @dataclass(frozen=True)
+class _Done:
+    """What became of a block of rows, in few objects, which cross processes quickly."""
+
+    samples: pa.RecordBatch
+    counts: Counts
+    notes: BlockNotes | None
+
+
+@dataclass(frozen=True)
 class _Work:
     """What is done with a block of rows, in this process or another one."""
 
     encode: Encoder
     vocabulary: Vocabulary | None
 
-    def __call__(self, block: list[Conversation]) -> list[tuple[Encoded, RowNotes | None]]:
+    def __call__(self, block: list[Conversation]) -> _Done:
         """Encode the rows, and look at them where there is an audit."""
         encoded = self.encode(block)
-        notes: Sequence[RowNotes | None] = [None] * len(block)
-        if self.vocabulary is not None:
-            notes = inspect_rows(block, encoded, self.vocabulary)
-        # what a sample was made of is much larger than its tokens
-        kept = [replace(one, drafts=()) if one.drafts else one for one in encoded]
-        return list(zip(kept, notes, strict=True))
+        counts = count_rows(encoded)
+        if self.vocabulary is None:
+            return _Done(token_batch(encoded), counts, None)
+        notes = inspect_rows(block, encoded, self.vocabulary)
+        samples = token_batch(encoded, [one.digest for one in notes])
+        return _Done(samples, counts, block_notes(notes))
 
 
 def _encode_rows(
@@ -121,17 +131,15 @@ def _encode_rows(
     args: DataArgs,
     name: str,
     auditor: Auditor | None,
-) -> Iterator[TokenRow]:
+) -> Iterator[pa.RecordBatch]:
     vocabulary = vocabulary_of(encode.tokenizer, encode.template) if auditor else None
-    num_workers = args.preprocessing_num_workers or 1
-    pairs = map_blocks(conversations, _Work(encode, vocabulary), num_workers=num_workers)
-    for number, (encoded, notes) in enumerate(show_progress(f"Tokenising {name}", pairs)):
-        tally(counts, encoded)
-        if auditor is not None and notes is not None:
-            auditor.add(notes)
-        digest = notes.digest if notes else 0
-        for sample in encoded.samples:
-            yield TokenRow(sample.input_ids, sample.labels, sample.source, number, digest)
+    work = _Work(encode, vocabulary)
+    shown = show_progress(f"Tokenising {name}", conversations)
+    for done in map_blocks(shown, work, num_workers=args.preprocessing_num_workers):
+        yield behind(done.samples, counts["rows"])
+        add_counts(counts, done.counts)
+        if auditor is not None and done.notes is not None:
+            auditor.add(done.notes)
 
 
 def _log_counts(name: str, counts: Mapping[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The only reader of environment variables."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,3 +126,24 @@ def calm_blas() -> None:
     The threads of its library wait busily: for thin matrices they cost more than they save.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def num_usable_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def tokenizers_in_one_thread() -> Iterator[None]:
+    """Keep the tokenizers of processes that start meanwhile from spreading over the cores.
+
+    They read it when they are forked; told later, they would complain about it.
+    """
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before

@@ -7,14 +7,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmtuner.extras.env import num_usable_cores
 from llmtuner.extras.logs import get_logger
 
 logger = get_logger(__name__)
 
 _CHUNK_BYTES = 1 << 20
+_PART_BYTES = 64 << 20
 
 
 def sha256_of(path: Path) -> str:
@@ -23,6 +27,27 @@ def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_of_parts(path: Path) -> list[str]:
+    """Return the sha256 of each 64 MiB of a file; several cores share the work.
+
+    Together they tell as surely as `sha256_of` whether a file is the same, in less time.
+    """
+    starts = range(0, path.stat().st_size, _PART_BYTES)
+    with ThreadPoolExecutor(num_usable_cores()) as pool:  # hashing leaves Python to the others
+        return list(pool.map(partial(_sha256_of_part, path), starts))
+
+
+def _sha256_of_part(path: Path, start: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        left = _PART_BYTES
+        while chunk := file.read(min(left, _CHUNK_BYTES)):
+            digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 

@@ -55,7 +55,9 @@ class DataArgs:
     )
 
     overwrite_cache: bool = arg(False, "Tokenise again even if a cache is there.")
-    preprocessing_num_workers: int | None = arg(None, "Processes that tokenise.", low=1)
+    preprocessing_num_workers: int | None = arg(
+        None, "Processes that tokenise. Unset: one for each core when there are many rows.", low=1
+    )
     tokenized_path: str | None = arg(
         None, "Folder of tokenised data: read if there, else written (and the run ends)."
     )

@@ -11,14 +11,15 @@ import pytest
 from tiny_tokenizers import byte_level, plain_byte_level
 from tokenizers import processors
 
+from llmtuner.data.audit import fingerprint, set_defects
 from llmtuner.data.audit.collect import audit_datasets
 from llmtuner.data.audit.defects import DEFECTS, OWN_DEFECTS
 from llmtuner.data.audit.findings import MOST_PLACES, SetAudit, from_dict, joined
-from llmtuner.data.audit.fingerprint import Places
+from llmtuner.data.audit.fingerprint import Numbers, Places
 from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.row import Hit, vocabulary_of
 from llmtuner.data.audit.set_defects import SetPrint, conflicting_answers, duplicate_row
-from llmtuner.data.conversation import IGNORE_INDEX, Conversation, Message
+from llmtuner.data.conversation import Conversation, Message
 from llmtuner.data.encoders.pt import TextEncoder
 from llmtuner.data.encoders.sft import ConversationEncoder, build_encoder
 from llmtuner.data.tokenise import Encoder
@@ -54,10 +55,13 @@ def found(
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("count", [0, 1, 60])
-def test_equal_rows_and_questions_are_told_in_file_order(seed: int, count: int) -> None:
-    rows, questions = np.random.default_rng(seed).integers(-20, 20, (2, count))
-    questions[rows % 3 == 0] = 0
+@pytest.mark.parametrize("count", [0, 1, 7, 60])
+def test_equal_rows_and_questions_are_told_in_file_order(
+    monkeypatch: pytest.MonkeyPatch, seed: int, count: int
+) -> None:
+    monkeypatch.setattr(set_defects, "_PART", 7)
+    rows = np.random.default_rng(seed).integers(1, 40, count)
+    questions = rows // 3 * (rows % 7 > 0)  # equal rows have equal questions, 0 is none
     places = Places()
     for number in range(count):
         places.append(f"rows:{number}")
@@ -73,6 +77,22 @@ def test_equal_rows_and_questions_are_told_in_file_order(seed: int, count: int) 
     prints = SetPrint(rows, questions, places)
     assert list(duplicate_row(prints)) == repeated
     assert list(conflicting_answers(prints)) == answered
+
+
+def test_places_and_numbers_come_back_from_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprint, "_MOST_HELD", 3)
+    numbers, places = Numbers(), Places()
+    values = [0, -1, 2**63 - 1, -(2**63), 5, 6, 7]
+    for value in values:
+        numbers.append(value)
+    assert (len(numbers), numbers.values().tolist()) == (7, values)
+    numbers.append(8)  # reading ends nothing
+    assert numbers.values().tolist() == [*values, 8]
+    told = ["a:1", "b:2:77", "a:1099511627774", "no number", "a#0", "hub:x"]
+    for number, place in enumerate(told):
+        places.append(place)
+        assert places[number] == place
+    assert [places[number] for number in range(len(places))] == told
 
 
 def test_every_own_class_is_planted_somewhere() -> None:
@@ -157,7 +177,7 @@ def hits(encode: Encoder, *messages: Message, spoil: bool = False) -> dict[str, 
     encoded = encode([row])
     if spoil:  # as if the end of every answer were masked
         samples = [
-            replace(one, labels=[IGNORE_INDEX if n in _ends(encode) else n for n in one.labels])
+            replace(one, trained=tuple((start, end - 1) for start, end in one.trained))
             for one in encoded[0].samples
         ]
         encoded = [replace(encoded[0], samples=tuple(samples))]
@@ -166,10 +186,6 @@ def hits(encode: Encoder, *messages: Message, spoil: bool = False) -> dict[str, 
     for name, hit in notes.hits:
         told.setdefault(name, []).append(hit)
     return told
-
-
-def _ends(encode: Encoder) -> frozenset[int]:
-    return vocabulary_of(encode.tokenizer, encode.template).end_ids
 
 
 QUESTION, ANSWER = Message("user", "What is it?"), Message("assistant", "A root.", train=True)

@@ -1,9 +1,11 @@
 """The quick way through the data path gives what the plain way gives."""
 
 import gc
+import os
 import time
 import weakref
 from collections.abc import Iterator
+from itertools import chain
 
 import pytest
 from example_chats import CHATS
@@ -13,6 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tiny_tokenizers import byte_level
 from transformers.utils.chat_template_utils import mark_control_tokens, render_jinja_template
 
+from llmtuner.data import blocks
 from llmtuner.data.batch_ids import batch_ids
 from llmtuner.data.blocks import BLOCK, map_blocks, older_objects_at_rest
 from llmtuner.data.chat_jinja import render_chat
@@ -153,10 +156,29 @@ def test_blocks_keep_their_order_whichever_is_done_first() -> None:
         return [row.messages[0].content for row in block]
 
     count = 4 * BLOCK + 3
-    assert list(map_blocks(rows(count), slow_first, num_workers=1)) == [*map(str, range(count))]
+    done = map_blocks(rows(count), slow_first, num_workers=2)
+    assert [*chain.from_iterable(done)] == [*map(str, range(count))]
 
 
-def test_what_comes_first_in_the_file_is_told_first() -> None:
+def test_many_rows_go_to_a_process_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "num_usable_cores", lambda: 2)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+
+    def process(block: list[Conversation]) -> tuple[int, str | None]:
+        time.sleep(0.02)  # so that one worker cannot take all
+        return os.getpid(), os.environ.get("TOKENIZERS_PARALLELISM")
+
+    few = list(map_blocks(rows(BLOCK * 2), process, num_workers=None))
+    assert {one for one, _ in few} == {os.getpid()}
+    many = list(map_blocks(rows(BLOCK * 9), process, num_workers=None))
+    assert len(many) == 9
+    assert len({one for one, _ in many} - {os.getpid()}) == 2
+    assert {threads for _, threads in many} == {"false"}  # the workers share the cores already
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, None])
+def test_what_comes_first_in_the_file_is_told_first(num_workers: int | None) -> None:
     def broken() -> Iterator[Conversation]:
         yield from rows(BLOCK)
         raise ValueError("unreadable")
@@ -165,10 +187,11 @@ def test_what_comes_first_in_the_file_is_told_first() -> None:
         raise ValueError("refused")
 
     with pytest.raises(ValueError, match="refused"):
-        list(map_blocks(broken(), refuse, num_workers=1))
+        list(map_blocks(broken(), refuse, num_workers=num_workers))
     seen = []
     with pytest.raises(ValueError, match="unreadable"):
-        seen.extend(map_blocks(broken(), list, num_workers=1))
+        seen.extend(map_blocks(broken(), len, num_workers=num_workers))
+    assert seen == [BLOCK]
 
 
 class Ring:

@@ -1,6 +1,7 @@
 """Tokenising in batches gives what tokenising one by one gives, with any number of processes."""
 
 from collections.abc import Generator
+from itertools import chain
 
 import pytest
 from example_chats import CHATS, chat, tool_chat
@@ -45,7 +46,8 @@ def test_blocks_and_processes_change_nothing(
 ) -> None:
     monkeypatch.setattr("llmtuner.data.blocks.BLOCK", block)
     encode = encoder()
-    assert [*map_blocks(ROWS, encode, num_workers=num_workers)] == encode(ROWS)
+    done = map_blocks(ROWS, encode, num_workers=num_workers)
+    assert [*chain.from_iterable(done)] == encode(ROWS)
 
 
 def test_jobs_of_different_lengths_keep_their_order() -> None:

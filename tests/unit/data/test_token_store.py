@@ -8,29 +8,47 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
 import pytest
 from filelock import FileLock, Timeout
 
 from llmtuner.data import token_store
-from llmtuner.data.token_store import TokenRow, content_key, load_or_build
+from llmtuner.data.render import Encoded, Sample
+from llmtuner.data.token_store import behind, content_key, load_or_build, token_batch
 
-ROWS = [TokenRow([n, n + 1], [-100, n + 1], f"f.json#{n}", n) for n in range(5)]
+Row = dict[str, Any]
+
+
+def token_row(number: int) -> Row:
+    """A stored row; its second token is trained, and where the number is even, its third."""
+    ids = list(range(number, number + 2 + number % 2))
+    place = f"f.json#{number}"
+    labels = [-100, *ids[1:]]
+    return {"input_ids": ids, "labels": labels, "source": place, "row": number, "digest": -number}
+
+
+def batch_of(row: Row) -> pa.RecordBatch:
+    sample = Sample(row["input_ids"], ((1, len(row["input_ids"])),), row["source"])
+    return behind(token_batch([Encoded((sample,))], [row["digest"]]), row["row"])
+
+
+ROWS = [token_row(number) for number in range(5)]
 
 
 class Builder:
     """Yields rows, and counts how often it was asked to."""
 
-    def __init__(self, rows: list[TokenRow] = ROWS, fails_at: int | None = None) -> None:
+    def __init__(self, rows: list[Row] = ROWS, fails_at: int | None = None) -> None:
         self.rows = rows
         self.fails_at = fails_at
         self.calls = 0
 
-    def __call__(self, counts: dict[str, Any]) -> Iterator[TokenRow]:
+    def __call__(self, counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
         self.calls += 1
         for number, row in enumerate(self.rows):
             if number == self.fails_at:
                 raise ValueError("a bad row")
-            yield row
+            yield batch_of(row)
         counts["rows"] = len(self.rows)
 
 
@@ -39,20 +57,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tokens" / "key"
 
 
-def rows_of(folder: Path, builder: Builder, *, rebuild: bool = False) -> list[TokenRow]:
+def rows_of(folder: Path, builder: Builder, *, rebuild: bool = False) -> list[Row]:
     tokens = load_or_build(folder, build=builder, rebuild=rebuild)
     assert tokens.counts == {"rows": len(builder.rows)}
-    return [TokenRow(**row) for row in tokens.dataset]
+    return list(tokens.dataset)
 
 
 def test_rows_come_back_as_they_were_made(folder: Path) -> None:
     assert rows_of(folder, Builder()) == ROWS
 
 
-def test_more_rows_than_a_batch_keep_their_order(folder: Path) -> None:
-    rows = [TokenRow([n], [n], "s", n) for n in range(2500)]
-    tokens = load_or_build(folder, build=Builder(rows), rebuild=False)
-    assert tokens.dataset["row"][:] == list(range(2500))
+def test_a_row_of_several_samples_or_none_keeps_its_number() -> None:
+    whole = Sample([1, 2, 3], ((0, 3),), "a:1")
+    answers = Sample([4, 5, 6, 7], ((1, 2), (3, 4)), "a:3")
+    rows = [Encoded((whole, whole)), Encoded(()), Encoded((answers,))]
+    batch = behind(token_batch(rows, [7, 8, 9]), 10)
+    assert batch.to_pydict() == {
+        "input_ids": [[1, 2, 3], [1, 2, 3], [4, 5, 6, 7]],
+        "labels": [[1, 2, 3], [1, 2, 3], [-100, 5, -100, 7]],
+        "source": ["a:1", "a:1", "a:3"],
+        "row": [10, 10, 12],
+        "digest": [7, 7, 9],
+    }
+    assert [sample.labels for row in rows for sample in row.samples] == batch["labels"].to_pylist()
+    assert token_batch([Encoded(())]).num_rows == 0
 
 
 def test_a_store_is_built_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,8 +175,8 @@ def exit_code(child: int) -> int:
 
 
 def test_a_process_that_dies_while_building_leaves_no_store(folder: Path) -> None:
-    def die(counts: dict[str, Any]) -> Iterator[TokenRow]:
-        yield ROWS[0]
+    def die(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        yield batch_of(ROWS[0])
         os._exit(9)
 
     child = in_child(lambda: load_or_build(folder, build=die, rebuild=False))
@@ -161,12 +189,12 @@ def test_a_second_process_waits_for_the_first_and_builds_nothing(folder: Path) -
     started_read, started_write = os.pipe()
     go_read, go_write = os.pipe()
 
-    def slowly(counts: dict[str, Any]) -> Iterator[TokenRow]:
+    def slowly(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
         os.write(started_write, b"1")
         os.read(go_read, 1)  # held up until the second process has been started
         yield from Builder()(counts)
 
-    def never(counts: dict[str, Any]) -> Iterator[TokenRow]:
+    def never(counts: dict[str, Any]) -> Iterator[pa.RecordBatch]:
         os._exit(3)
         yield
 

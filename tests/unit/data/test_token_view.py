@@ -85,8 +85,7 @@ def test_broken_characters_spoil_no_others(make) -> None:
 def test_no_cell_reaches_over_the_border_of_the_mask() -> None:
     tokenizer = byte_level()
     ids = tokenizer.encode("龘龘", add_special_tokens=False)
-    labels = [IGNORE_INDEX] * 4 + ids[4:]
-    (view,) = token_view(Encoded((Sample(ids, labels, "x"),)), tokenizer)
+    (view,) = token_view(Encoded((Sample(ids, ((4, len(ids)),), "x"),)), tokenizer)
     assert [(cell.start, cell.is_trained) for cell in view.cells[:2]] == [(0, False), (3, False)]
     assert [cell.is_trained for cell in view.cells[2:]] == [True] * (len(ids) - 4)
 

@@ -70,7 +70,9 @@ def with_ids(encoded: Encoded, place: int, token: int) -> Encoded:
 
 def unlabelled(encoded: Encoded) -> Encoded:
     (sample,) = encoded.samples
-    return replace(encoded, samples=(replace(sample, labels=[-100, *sample.labels[1:-1], -100]),))
+    *others, (start, end) = sample.trained
+    shorter = replace(sample, trained=(*others, (start, end - 1)))
+    return replace(encoded, samples=(shorter,))
 
 
 TAMPERED = {

@@ -15,6 +15,7 @@ from llmtuner.extras.files import (
     follow_umask,
     read_json,
     sha256_of,
+    sha256_of_parts,
     sync_folder,
     sync_tree,
     write_json,
@@ -164,6 +165,18 @@ def test_the_hash_is_that_of_all_bytes(tmp_path: Path, size: int) -> None:
     content = bytes(n % 251 for n in range(size))
     (tmp_path / "a").write_bytes(content)
     assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 25])
+def test_the_parts_of_a_file_are_hashed_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(files, "_PART_BYTES", 10)
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 4)
+    content = bytes(range(size))
+    (tmp_path / "a").write_bytes(content)
+    parts = [content[start : start + 10] for start in range(0, size, 10)]
+    assert sha256_of_parts(tmp_path / "a") == [hashlib.sha256(part).hexdigest() for part in parts]
 
 
 def test_a_tree_is_flushed_file_by_file_and_the_folders_too(

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llmtuner.data.audit.findings import Auditor, SetAudit
-from llmtuner.data.audit.inspect import RowNotes, inspect_rows
+from llmtuner.data.audit.findings import Auditor, BlockNotes, SetAudit, block_notes
+from llmtuner.data.audit.inspect import inspect_rows
 from llmtuner.data.audit.limits import Limits
 from llmtuner.data.audit.overlap import (
     RowSet,
@@ -73,9 +73,9 @@ def _look_at(spec: DatasetSpec, args: DataArgs, encode: Encoder) -> _Looked:
     rows = load_conversations(spec, data_args=args, bad_rows=bad_rows)
     work = _Work(encode, vocabulary_of(encode.tokenizer, encode.template))
     readable = _readable(rows, auditor.audit)
-    notes = map_blocks(readable, work, num_workers=args.preprocessing_num_workers or 1)
-    for one in show_progress(f"Auditing {spec.name}", notes):
-        auditor.add(one)
+    shown = show_progress(f"Auditing {spec.name}", readable)
+    for block in map_blocks(shown, work, num_workers=args.preprocessing_num_workers):
+        auditor.add(block)
     prints = auditor.prints()
     return _Looked(spec, auditor.finish(), RowSet(prints.rows, prints.places))
 
@@ -97,9 +97,9 @@ class _Work:
     encode: Encoder
     vocabulary: Vocabulary
 
-    def __call__(self, block: list[Conversation]) -> list[RowNotes]:
+    def __call__(self, block: list[Conversation]) -> BlockNotes:
         """Encode and look at the rows."""
-        return inspect_rows(block, encode_each(block, self.encode), self.vocabulary)
+        return block_notes(inspect_rows(block, encode_each(block, self.encode), self.vocabulary))
 
 
 def encode_each(block: Sequence[Conversation], encode: Encoder) -> Sequence[Encoded | DataError]:

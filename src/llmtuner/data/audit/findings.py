@@ -1,16 +1,13 @@
 """The audit of one data set: what was counted, what was found and where."""
 
 import re
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from llmtuner.data.audit.defects import DEFECTS, SET_DETECTORS
-from llmtuner.data.audit.fingerprint import Digests, Places
+from llmtuner.data.audit.fingerprint import Numbers, Places
 from llmtuner.data.audit.inspect import RowNotes
 from llmtuner.data.audit.row import Hit
 from llmtuner.data.audit.set_defects import SetPrint
@@ -87,6 +84,17 @@ class SetAudit:
         for name in dict.fromkeys(name for name, _ in notes.hits):
             self.add(name, notes.place, (hit for other, hit in notes.hits if other == name))
 
+    def extend(self, other: "SetAudit") -> None:
+        """Add the rows behind these, or another set."""
+        for name in _COUNTS:
+            vars(self)[name] += vars(other)[name]
+        self.longest_tokens = max(self.longest_tokens, other.longest_tokens)
+        self.lengths.update(other.lengths)
+        for name, found in other.findings.items():
+            finding = self.findings.setdefault(name, Finding())
+            finding.rows += found.rows
+            finding.places += found.places[: MOST_PLACES - len(finding.places)]
+
     def refuse(self, error: DataError) -> None:
         """Count a row that cannot be used."""
         self.refused_rows += 1
@@ -127,23 +135,46 @@ class SetAudit:
         }
 
 
+@dataclass(frozen=True)
+class BlockNotes:
+    """What is noted of some rows, in few objects, which cross processes quickly.
+
+    Attributes:
+        audit: of each row by itself.
+        prints: place, hash of the row, and of its question, or 0; of each row.
+    """
+
+    audit: SetAudit
+    prints: list[tuple[str, int, int]]
+
+
+def block_notes(notes: Iterable[RowNotes]) -> BlockNotes:
+    """Sum up the notes of rows."""
+    block = BlockNotes(SetAudit(), [])
+    for one in notes:
+        block.audit.count(one)
+        block.prints.append((one.place, one.digest, one.question or 0))
+    return block
+
+
 class Auditor:
     """Takes the notes of the rows of one data set, in file order, and compares them at the end."""
 
     def __init__(self) -> None:
         self.audit = SetAudit()
-        self._rows, self._questions, self._places = array("q"), array("q"), Places()
+        self._rows, self._questions, self._places = Numbers(), Numbers(), Places()
 
-    def add(self, notes: RowNotes) -> None:
-        """Take the next row."""
-        self.audit.count(notes)
-        self._rows.append(notes.digest)
-        self._questions.append(notes.question or 0)
-        self._places.append(notes.place)
+    def add(self, block: BlockNotes) -> None:
+        """Take the next rows."""
+        self.audit.extend(block.audit)
+        for place, row, question in block.prints:
+            self._places.append(place)
+            self._rows.append(row)
+            self._questions.append(question)
 
     def prints(self) -> SetPrint:
         """Return the fingerprints of the rows so far."""
-        return SetPrint(_as_digests(self._rows), _as_digests(self._questions), self._places)
+        return SetPrint(self._rows.values(), self._questions.values(), self._places)
 
     def finish(self) -> SetAudit:
         """Compare the rows, and return all that was found."""
@@ -172,20 +203,8 @@ def joined(audits: Iterable[SetAudit]) -> SetAudit:
     """Return the audit of several data sets together."""
     total = SetAudit()
     for audit in audits:
-        for name in _COUNTS:
-            vars(total)[name] += vars(audit)[name]
-        total.longest_tokens = max(total.longest_tokens, audit.longest_tokens)
-        total.lengths.update(audit.lengths)
-        for name, found in audit.findings.items():
-            finding = total.findings.setdefault(name, Finding())
-            finding.rows += found.rows
-            room = MOST_PLACES - len(finding.places)
-            finding.places.extend(found.places[:room])
+        total.extend(audit)
     return total
-
-
-def _as_digests(values: "array[int]") -> Digests:
-    return np.frombuffer(values, np.int64)
 
 
 def _bucket(length: int) -> int:

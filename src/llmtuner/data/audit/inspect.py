@@ -1,4 +1,4 @@
-"""What is noted of each row while it is tokenised; small enough to cross processes."""
+"""What is noted of each row while it is tokenised."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from llmtuner.data.audit.defects import ROW_DETECTORS
 from llmtuner.data.audit.fingerprint import question_digest, row_digest
 from llmtuner.data.audit.row import AuditedRow, Hit, Vocabulary
-from llmtuner.data.conversation import IGNORE_INDEX, Conversation
-from llmtuner.data.render import Encoded, Sample
+from llmtuner.data.conversation import Conversation
+from llmtuner.data.render import Encoded
 from llmtuner.extras.errors import DataError
 
 
@@ -54,12 +54,6 @@ def inspect_rows(
     ]
 
 
-def supervised_tokens(sample: Sample) -> int:
-    """Return the tokens that are targets; the first one has nothing to be predicted from."""
-    is_first_labelled = sample.labels[:1] not in ([], [IGNORE_INDEX])
-    return len(sample.labels) - sample.labels.count(IGNORE_INDEX) - is_first_labelled
-
-
 def _inspect(
     conversation: Conversation, result: Encoded | DataError, vocabulary: Vocabulary
 ) -> RowNotes:
@@ -71,7 +65,7 @@ def _inspect(
         place=conversation.source,
         num_turns=len(conversation.messages),
         sample_tokens=tuple(len(sample.input_ids) for sample in encoded.samples),
-        supervised_tokens=sum(map(supervised_tokens, encoded.samples)),
+        supervised_tokens=sum(sample.supervised_tokens for sample in encoded.samples),
         digest=row_digest(conversation),
         question=question_digest(conversation),
         hits=tuple(hits),

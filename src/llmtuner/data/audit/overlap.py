@@ -24,6 +24,7 @@ from llmtuner.hparams.data import DataArgs
 
 _BOILERPLATE = 3
 _BLOCK = 256
+_PART = 1 << 16  # training rows that are compared at once
 _COMPARED = ("user", "assistant", "tool", "text")
 
 Overlaps = dict[str, Hit]
@@ -45,15 +46,20 @@ class RowSet:
 
 def exact_overlap(train: RowSet, evaluation: RowSet) -> Overlaps:
     """Return the evaluation rows that say exactly what a training row says."""
-    known, first = np.unique(train.digests, return_index=True)
-    found: Overlaps = {}
-    if not len(known):
-        return found
-    at = np.minimum(np.searchsorted(known, evaluation.digests), len(known) - 1)
-    for number in np.flatnonzero(known[at] == evaluation.digests):
-        place = evaluation.places[int(number)]
-        found[place] = Hit(None, f"same as {train.places[int(first[at[number]])]}")
-    return found
+    wanted, which = np.unique(evaluation.digests, return_inverse=True)
+    first = np.full(len(wanted), -1)
+    if not len(wanted):
+        return {}
+    for start in reversed(range(0, len(train.digests), _PART)):  # the first row stays
+        part = train.digests[start : start + _PART][::-1]
+        at = np.minimum(np.searchsorted(wanted, part), len(wanted) - 1)
+        is_known = wanted[at] == part
+        first[at[is_known]] = start + len(part) - 1 - np.flatnonzero(is_known)
+    found = [(number, which[number]) for number in np.flatnonzero(first[which] >= 0)]
+    return {
+        evaluation.places[int(number)]: Hit(None, f"same as {train.places[int(first[at])]}")
+        for number, at in found
+    }
 
 
 def add_repeats(sets: Sequence[tuple[SetAudit, RowSet]]) -> None:
@@ -61,9 +67,9 @@ def add_repeats(sets: Sequence[tuple[SetAudit, RowSet]]) -> None:
 
     A row that its own set has before is reported there, and a file that is named twice is meant so.
     """
-    for number, (audit, rows) in enumerate(sets):
+    for number, (audit, rows) in enumerate(sets[1:], start=1):
         _, firsts = np.unique(rows.digests, return_index=True)
-        own = {rows.places[int(first)] for first in firsts} if number else set()
+        own = {rows.places[int(first)] for first in firsts}
         repeats: Overlaps = {}
         for _, earlier in sets[:number]:
             repeats = exact_overlap(earlier, rows) | repeats

@@ -1,5 +1,6 @@
 """Defects that only show when rows of one data set are compared."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class SetPrint:
     places: Places
 
 
+_PART = 1 << 17  # rows that are compared at once
+
 Comparison = tuple[int, Hit]
 """Number of a row, and what is the matter with it."""
 
@@ -41,27 +44,39 @@ def duplicate_row(prints: SetPrint) -> Iterator[Comparison]:
 
 def conflicting_answers(prints: SetPrint) -> Iterator[Comparison]:
     """Find rows that answer a question otherwise than the first row that has it."""
-    is_new_question = prints.questions != 0
+    is_repeated = np.zeros(len(prints.rows), bool)
     for number, _ in _repeats(prints.rows):
-        is_new_question[number] = False
-    asked = np.flatnonzero(is_new_question)
-    for number, first in _repeats(prints.questions[asked]):
-        original = prints.places[int(asked[first])]
-        yield int(asked[number]), Hit(None, f"same question as {original}")
+        is_repeated[number] = True
+    for number, first in _repeats(prints.questions):
+        if not is_repeated[number]:
+            yield number, Hit(None, f"same question as {prints.places[first]}")
 
 
 def _repeats(digests: Digests) -> Iterator[tuple[int, int]]:
-    """Yield each place of a value that stands before, with the first place of it.
+    """Yield each place of a value other than 0 that stands before, with the first place of it.
 
-    Only the order of all digests is held, which for millions of rows is some bytes a row.
+    Equal values fall into the same part, so that only one part at a time is held and sorted; what
+    is found waits in a file.
     """
-    order = np.argsort(digests, kind="stable")
-    sorted_ = digests[order]
-    is_same = sorted_[1:] == sorted_[:-1]
-    if not is_same.any():
+    starts = range(0, len(digests), _PART)
+    if not starts:
         return
-    starts = np.flatnonzero(np.concatenate([[True], ~is_same]))
-    at = np.flatnonzero(is_same) + 1
-    numbers, firsts = order[at], order[starts[np.searchsorted(starts, at, side="right") - 1]]
-    for place in np.argsort(numbers):
-        yield int(numbers[place]), int(firsts[place])
+    with tempfile.TemporaryFile() as file:  # which is there as long as it is mapped
+        firsts = np.memmap(file, np.int64, "w+", shape=len(digests))
+    for part in range(len(starts)):
+        own = [_of_part(digests[at : at + _PART], part, len(starts)) + at for at in starts]
+        places = np.concatenate(own)
+        order = places[np.argsort(digests[places], kind="stable")]
+        is_first = np.ones(len(order), bool)
+        is_first[1:] = np.diff(digests[order]) != 0
+        first_of = order[is_first][np.cumsum(is_first) - 1]
+        firsts[order[~is_first]] = 1 + first_of[~is_first]
+    for at in starts:
+        found = firsts[at : at + _PART]
+        for place in np.flatnonzero(found):
+            yield int(at + place), int(found[place]) - 1
+
+
+def _of_part(digests: Digests, part: int, num_parts: int) -> Digests:
+    """Return where the values of one part stand."""
+    return np.flatnonzero((digests % num_parts == part) & (digests != 0))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from llmtuner.data.audit.row import AuditedRow, Hit
 from llmtuner.data.drafts import Draft
+from llmtuner.data.render import Sample
 from llmtuner.extras.errors import TemplateError
 
 
@@ -86,13 +87,19 @@ def end_token_not_learned(row: AuditedRow) -> Iterator[Hit]:
     ends = row.vocabulary.end_ids
     samples, drafts = row.encoded.samples, row.encoded.drafts
     if not drafts:  # plain texts: the last piece holds the end
-        if samples and samples[-1].labels[-1] not in ends:
+        if samples and not _is_end_learned(samples[-1], len(samples[-1].input_ids), ends):
             yield Hit()
         return
     for sample, draft in zip(samples, drafts, strict=True):
         for span in draft.spans:
-            if not span.is_cut and sample.labels[span.end - 1] not in ends:
+            if not span.is_cut and not _is_end_learned(sample, span.end, ends):
                 yield Hit(_turn_in_row(row, draft, span.turn))
+
+
+def _is_end_learned(sample: Sample, end: int, ends: frozenset[int]) -> bool:
+    """Say whether the token before `end` ends answers, and carries a label."""
+    is_learned = any(first < end <= last for first, last in sample.trained)
+    return is_learned and sample.input_ids[end - 1] in ends
 
 
 def _turn_in_row(row: AuditedRow, draft: Draft, turn: int) -> int:
