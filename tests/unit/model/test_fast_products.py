@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from llmtuner.model.fast import kernels as kernels_module
 from llmtuner.model.fast.kernels import Heads, Kernels, load_kernels
+from llmtuner.model.fast.products import Products
 
 pytestmark = pytest.mark.skipif(load_kernels() is None, reason="no C compiler")
 
@@ -59,6 +61,24 @@ def is_rounded(found: Tensor, exact: Tensor) -> bool:
 
 
 SHAPES = [(1, 64, 16), (7, 64, 70), (37, 576, 100), (13, 33, 65), (5, 5001, 33), (1100, 24, 8)]
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("rows", [1, 300, 800])  # whole, and in pieces
+def test_small_products_beside_a_large_one_are_not_lost(rows: int, is_turned: bool) -> None:
+    x, weight, x2, weight2 = half(rows, 64), half(64, 120), half(rows, 3), half(3, 120) / 2048
+    turn = (lambda m: m.t().contiguous()) if is_turned else (lambda m: m)
+    multiply = partial(Products().multiply, x, turn(weight), is_turned=is_turned)
+    out = torch.full((rows, 120), float("nan"), dtype=torch.bfloat16)
+    found = multiply(beside=(x2, turn(weight2)), out=out)
+    assert found is out
+    exact, small = x.float() @ weight.float(), x2.float() @ weight2.float()
+    assert is_rounded(found, exact + small)
+    if rows > 1:
+        share = ((found.float() - exact) * small).sum() / small.square().sum()
+        assert share == pytest.approx(
+            1, abs=0.4
+        )  # a tenth where the large product is rounded first
 
 
 @pytest.mark.parametrize("is_turned", [False, True])

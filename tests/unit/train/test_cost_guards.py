@@ -49,7 +49,7 @@ _OWN_CALLS: Mapping[str, Mapping[str, int]] = {
 _TORCH_CALLS: Mapping[str, Mapping[str, int]] = {
     "lora": {
         **{"_to_copy": 16, "new_empty": 10, "new_zeros": 4, "add_": 14},
-        **{"mm": 27, "addmm_": 8, "mul": 14, "mul_": 7, "clone": 7},
+        **{"mm": 27, "addmm": 8, "mul": 14, "mul_": 7, "clone": 7},
     },
     "full": {"_to_copy": 14, "new_empty": 8, "cat": 4, "add_": 9, "mm": 15},
 }

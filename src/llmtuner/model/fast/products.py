@@ -44,10 +44,13 @@ class Products:
             beside: [M, R] and, turned like `weight`, [R, N].
             out: contiguous [M, N] to write to.
         """
-        y = _in_pieces(x, weight.t() if is_turned else weight, out)
-        if beside is not None:
-            y.addmm_(beside[0], beside[1].t() if is_turned else beside[1])
-        return y
+        right = weight.t() if is_turned else weight
+        if beside is None:
+            return _in_pieces(x, right, out)
+        # The small product first: the large one is added to it before it is rounded. The other way
+        # round, an adapter that changes less than the last place of a number would change nothing.
+        y = torch.mm(beside[0], beside[1].t() if is_turned else beside[1], out=out)
+        return _in_pieces(x, right, y, adds=True)
 
     def as_factor(self, x: Tensor) -> Tensor:
         """Bring x [T, M] into the order in which `transposed` reads it; columns stay columns."""
@@ -128,14 +131,22 @@ class OwnProducts(Products):
             super().round_scaled(x, scale, out)
 
 
-def _in_pieces(x: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+def _in_pieces(x: Tensor, weight: Tensor, out: Tensor | None, *, adds: bool = False) -> Tensor:
+    """Return x @ weight, written to `out` or added to what is there."""
     rows, columns = len(x), weight.shape[1]
     is_slow = any(columns < most and rows > least for most, least in _SLOW_FROM)
     if rows >= _MOST_ROWS or not is_slow or x.device.type != "cpu":
-        return torch.mm(x, weight) if out is None else torch.mm(x, weight, out=out)
+        return _multiply(x, weight, out, adds=adds)
     y = x.new_empty(rows, columns) if out is None else out
     num_pieces = -(-rows // _PIECE_ROWS)
     borders = [rows * number // num_pieces for number in range(num_pieces + 1)]
     for start, end in pairwise(borders):
-        torch.mm(x[start:end], weight, out=y[start:end])
+        _multiply(x[start:end], weight, y[start:end], adds=adds)
     return y
+
+
+def _multiply(x: Tensor, weight: Tensor, out: Tensor | None, *, adds: bool) -> Tensor:
+    if not adds:
+        return torch.mm(x, weight, out=out)
+    assert out is not None, "there is something to add to"
+    return torch.addmm(out, x, weight, out=out)
