@@ -150,7 +150,7 @@ def distance(some: Tensor, exact: Tensor) -> float:
 def check(config: str, method: str, lengths: list[int]) -> None:
     """Fast layers may be as far from float32 as transformers' own bfloat16, and a little more.
 
-    How far one small matrix is depends on luck, by which it may be twice as far.
+    How far one small matrix is depends on luck: of one in CWM 1.3 to 1.9 times as far, by the seed.
     """
     exact_model = make(config, method)
     plain_model, fast_model = copy.deepcopy(exact_model), copy.deepcopy(exact_model)
@@ -162,8 +162,9 @@ def check(config: str, method: str, lengths: list[int]) -> None:
     assert fast.keys() == plain.keys() == exact.keys()
     of_plain = {name: distance(plain[name], value) for name, value in exact.items()}
     of_fast = {name: distance(fast[name], value) for name, value in exact.items()}
+    most = 2.0 if config == "cwm" else 1.5
     for name in exact:
-        assert of_fast[name] < 2 * of_plain[name] + 3e-3, name
+        assert of_fast[name] < most * of_plain[name] + 3e-3, name
     assert sum(of_fast.values()) < 1.4 * sum(of_plain.values())
 
 
