@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    set_up_logs(debug=debug)
     try:
+        set_up_logs(debug=debug)
         with terminated_like_interrupted():
             return _run(words)
     except LlmtunerError as error:

@@ -266,3 +266,14 @@ def test_compare_shows_both_answers_to_every_question(
     by_question = {row[0]: row[1:] for row in rows if len(row) == 3}
     assert {"hello", "[bold]x"} <= set(by_question)
     assert by_question["hello"][0] == by_question["hello"][1]
+
+
+def test_a_wrong_variable_of_a_launcher_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert main(["train", "--stage", "sft"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("Error: WORLD_SIZE")
+    assert "'two'" in told[0]
