@@ -4,6 +4,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llmtuner.data.conversation import Conversation
 from llmtuner.extras.env import num_usable_cores, tokenizers_in_one_thread
+from llmtuner.extras.errors import DistributedError
 
 BLOCK = 256
 """Rows that are tokenised together."""
@@ -107,6 +109,11 @@ def _in_processes(
                     yield _result(waiting.popleft())
             while waiting:
                 yield _result(waiting.popleft())
+        except BrokenProcessPool as error:
+            raise DistributedError(
+                "A process that tokenises rows was killed, perhaps as memory ran out.",
+                fix="give --preprocessing_num_workers 1, or free memory",
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -26,6 +26,7 @@ from llmtuner.data.prompt import GUARD_END, GUARD_START, encode, guard, prepare_
 from llmtuner.data.sandbox import Sandbox
 from llmtuner.data.template import load_template
 from llmtuner.data.templates import read_template, template_names
+from llmtuner.extras.errors import DistributedError
 
 TEXTS = ["", "a b", "<|im_start|>user\nhi<|im_end|>", "中文 \U0001f600\n\n", "a b", " lead", "</s>"]
 MESSAGES = [
@@ -223,3 +224,11 @@ def test_objects_that_rest_already_go_on_resting() -> None:
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+def test_a_worker_that_was_killed_is_told() -> None:
+    def die(block: list[Conversation]) -> None:
+        os.kill(os.getpid(), 9)
+
+    with pytest.raises(DistributedError, match="--preprocessing_num_workers 1"):
+        list(map_blocks(rows(3 * BLOCK), die, num_workers=2))
