@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -79,7 +80,13 @@ def _work(rank: int, ranks: int, accumulation: int, folder: str) -> None:
     rows = [_measure(stage, ranks, accumulation, Path(folder)) for stage in STAGES]
     if rank == 0:
         Path(folder, "rows.json").write_text(json.dumps(rows))
+    dist.barrier()
     dist.destroy_process_group()
+    # Everything is measured and written. What libraries do at the end of a process now and then
+    # aborts it ("terminate called without an active exception": a thread that nobody waits for).
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _measure(stage: int, ranks: int, accumulation: int, folder: Path) -> dict[str, Any]:
