@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmtuner import __version__
 from llmtuner.cli.commands import COMMANDS
-from llmtuner.extras.env import tune_allocator
+from llmtuner.extras.env import share_out_cores, tune_allocator
 from llmtuner.extras.errors import ConfigError, LlmtunerError
 from llmtuner.extras.logs import set_up_logs
 from llmtuner.extras.stopping import Terminated, terminated_like_interrupted
@@ -22,7 +22,7 @@ def program(*command: str) -> int:
     """
     words = [*command, *sys.argv[1:]]
     computes = words[:1] and words[0] in _COMPUTING and not {"-h", "--help"} & set(words)
-    if computes and tune_allocator():
+    if computes and any([tune_allocator(), share_out_cores()]):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return main(words)
 

@@ -88,6 +88,28 @@ def tune_allocator() -> bool:
     return bool(missing)
 
 
+def share_out_cores() -> bool:
+    """Give each rank of this machine its part of the cores; libraries read this when they start.
+
+    Threads of a rank with one core go to sleep soon: it has more only while it uses the cores of
+    ranks that wait, and by default they would then look for work for some 6 ms, on cores that their
+    owners need again.
+
+    Returns:
+        Whether anything changed, so that the program has to start again to gain from it.
+    """
+    ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
+    if not ranks.isdecimal() or int(ranks) < 2:
+        return False
+    own = str(max(num_usable_cores() // int(ranks), 1))
+    wanted = {"OMP_NUM_THREADS": own}
+    if os.environ.get("OMP_NUM_THREADS", own) == "1" and "OMP_WAIT_POLICY" not in os.environ:
+        wanted["GOMP_SPINCOUNT"] = "1000"  # some 20 microseconds
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ |= missing
+    return bool(missing)
+
+
 def sets_malloc_thresholds() -> bool:
     """Tell whether the user says from which size on memory goes back to the system."""
     tunables = os.environ.get("GLIBC_TUNABLES", "")

@@ -99,9 +99,12 @@ class _HeadLoss(Function):
         weight_now = weight.detach().to(dtype)
         rows_now = hidden.detach().to(dtype)
         grad_hidden = torch.empty_like(rows_now)
-        grad_weight = (
-            torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
-        )
+        grad_weight = None
+        if weight.requires_grad:
+            room = (
+                torch.empty_like if len(targets) else torch.zeros_like
+            )  # the first chunk fills it
+            grad_weight = room(weight, dtype=torch.float32)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         products = products_for(rows_now)
         for rows in _chunks(len(targets), len(weight)):
@@ -110,7 +113,8 @@ class _HeadLoss(Function):
             loss += losses
             products.multiply(grad, weight_now, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += products.transposed(products.as_factor(grad), rows_now[rows])
+                factor = products.as_factor(grad)
+                products.transposed(factor, rows_now[rows], grad_weight, adds=rows.start > 0)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
@@ -120,7 +124,11 @@ class _HeadLoss(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
-        to_weight = None if grad_weight is None else (grad_weight * grad).to(weight_dtype)
+        to_weight = None
+        if grad_weight is not None:
+            is_whole = weight_dtype == torch.float32  # then no second copy of the head is made
+            to_weight = grad_weight if is_whole else grad_weight.new_empty(0, dtype=weight_dtype)
+            torch.mul(grad_weight, grad, out=to_weight)
         return (grad_hidden * grad).to(hidden_dtype), to_weight, None, None, None
 
 

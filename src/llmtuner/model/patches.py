@@ -8,6 +8,8 @@ from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 
 from llmtuner.extras.libraries import absent
 
+_SHARED_BUFFERS = "deepspeed_shm_comm"
+
 
 @contextmanager
 def peft_without_bitsandbytes() -> Iterator[None]:
@@ -28,6 +30,26 @@ def peft_without_bitsandbytes() -> Iterator[None]:
             yield
     finally:
         _ask_again()  # peft remembers the answer, which must not reach the next model
+
+
+@contextmanager
+def deepspeed_without_own_buffers() -> Iterator[None]:
+    """Let DeepSpeed start on CPUs without the buffers of its operator for inference.
+
+    It compiles the operator at the first start (20 s), and every rank of every start reserves 69 MB
+    of shared memory for it, which stays there when the process has ended, until the machine starts
+    again. Training never calls it.
+    Affected: DeepSpeed 0.19, `deepspeed/comm/torch.py`. To be removed when it makes the buffers
+    with the first call of `inference_all_reduce`, and removes them.
+    """
+    from deepspeed.ops import __compatible_ops__ as usable
+
+    before = usable.get(_SHARED_BUFFERS, False)
+    usable[_SHARED_BUFFERS] = False
+    try:
+        yield
+    finally:
+        usable[_SHARED_BUFFERS] = before
 
 
 def _ask_again() -> None:

@@ -4,20 +4,24 @@ Must run before any weights are loaded: under ZeRO-3 the model has to be born sh
 transformers learns that from these arguments.
 """
 
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from transformers.training_args_seq2seq import Seq2SeqTrainingArguments
 
-from llmtuner.extras.env import announce_single_process
+from llmtuner.extras.env import announce_single_process, process_env
 from llmtuner.extras.errors import ConfigError
 from llmtuner.extras.files import read_json
 from llmtuner.extras.logs import get_logger
 from llmtuner.hparams.config import RunConfig
+from llmtuner.model.patches import deepspeed_without_own_buffers
 from llmtuner.model.precision import Precision, pick_precision
+from llmtuner.train.rank_group import start_ranks
 
 _ZERO_SHARDS_WEIGHTS = 3
+_LIMIT_S = 1800  # transformers' own default of `ddp_timeout`
 
 logger = get_logger(__name__)
 
@@ -46,7 +50,7 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
     ours = {
         "bf16": precision.name == "bf16" and is_mixed,
         "fp16": precision.name == "fp16",
-        # said outright: only then does accelerate start a gloo group for several CPU processes
+        # said outright: only then does accelerate know that several CPU processes are a group
         "use_cpu": config.train.use_cpu or not torch.cuda.is_available(),
         "report_to": [],  # our loggers never see the environment
         "save_total_limit": None,  # our rotation only removes this run's checkpoints
@@ -61,6 +65,8 @@ def to_hf_args(config: RunConfig, precision: Precision) -> Seq2SeqTrainingArgume
     }
     deepspeed_file = _needed_deepspeed_file(config)
     values = {**config.train.hf_values(), **ours, "deepspeed": deepspeed_file}
+    if values["use_cpu"] and process_env().world_size > 1 and not dist.is_initialized():
+        start_ranks(timeout=timedelta(seconds=values.get("ddp_timeout", _LIMIT_S)))
     try:
         hf_args = Seq2SeqTrainingArguments(**values)
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -108,4 +114,5 @@ def _start_deepspeed(hf_args: Seq2SeqTrainingArguments) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         announce_single_process()
     clear_build_locks()
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+    with deepspeed_without_own_buffers():
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)

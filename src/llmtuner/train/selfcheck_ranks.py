@@ -14,6 +14,7 @@ from llmtuner.extras.errors import DistributedError, LlmtunerError
 from llmtuner.extras.files import read_json, write_json, write_text
 from llmtuner.extras.logs import set_up_logs
 from llmtuner.train.quiet import quiet_loading
+from llmtuner.train.rank_group import start_ranks
 from llmtuner.train.selfcheck_compare import StepResult, TensorDifference
 from llmtuner.train.selfcheck_layouts import (
     CheckLayout,
@@ -72,7 +73,7 @@ def _work(
     try:
         if size > 1:
             meeting = f"file://{task.folder / 'meeting'}"  # a file needs no free port
-            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+            start_ranks(init_method=meeting, rank=rank, world_size=size)
         with quiet_loading():
             samples = load_samples(task.config)
             results = run_layout(task, layout, samples, reference=reference)

@@ -101,8 +101,9 @@ class LlmTrainer(Trainer):
         self.is_prepared = False  # preparing twice would wrap `forward` twice
         self.skips_head = supports_kept_logits(model)
         self.head = separable_head(model)  # run in chunks, behind the model
-        if self.head is not None and self.head.weight.requires_grad and args.world_size > 1:
-            self.head = None  # DDP and ZeRO follow only what learns inside the forward pass
+        is_wrapped_in_ddp = args.world_size > 1 and args.deepspeed is None
+        if self.head is not None and self.head.weight.requires_grad and is_wrapped_in_ddp:
+            self.head = None  # DDP looks for what learns behind the outputs of the forward pass
         self.num_parameters = self.accelerator.unwrap_model(model).num_parameters(
             exclude_embeddings=True
         )

@@ -1,4 +1,5 @@
-"""Huge pages, one heap for all threads, and memory that stays once it was used."""
+"""What libraries read when a program starts: huge pages, one heap for all threads, cores; and
+memory that stays once it was used."""
 
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtuner.extras import env
-from llmtuner.extras.env import tune_allocator
+from llmtuner.extras.env import share_out_cores, tune_allocator
 
 
 @pytest.fixture
@@ -110,3 +111,36 @@ def test_the_users_thresholds_stay(own: dict[str, str]) -> None:
     is_set, faults = _use_twice("keep_freed_memory()", **own)
     assert not is_set
     assert faults > 10_000
+
+
+_CORES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_SOON = {"GOMP_SPINCOUNT": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {}),
+        ({"LOCAL_WORLD_SIZE": "1"}, {}),
+        ({"LOCAL_WORLD_SIZE": "two"}, {}),
+        ({"LOCAL_WORLD_SIZE": "2"}, {"OMP_NUM_THREADS": "4"}),
+        ({"LOCAL_SIZE": "2"}, {"OMP_NUM_THREADS": "4"}),
+        ({"LOCAL_WORLD_SIZE": "8"}, {"OMP_NUM_THREADS": "1", **_SOON}),
+        ({"LOCAL_WORLD_SIZE": "99"}, {"OMP_NUM_THREADS": "1", **_SOON}),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, _SOON),
+        ({"LOCAL_WORLD_SIZE": "8", "OMP_NUM_THREADS": "3"}, {}),
+        ({"LOCAL_WORLD_SIZE": "8", "OMP_WAIT_POLICY": "active"}, {"OMP_NUM_THREADS": "1"}),
+        ({"LOCAL_WORLD_SIZE": "8", "GOMP_SPINCOUNT": "5"}, {"OMP_NUM_THREADS": "1"}),
+    ],
+)
+def test_ranks_share_out_the_cores(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], added: dict[str, str]
+) -> None:
+    for name in _CORES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(env, "num_usable_cores", lambda: 8)
+    assert share_out_cores() == bool(added)
+    assert {name: os.environ[name] for name in _CORES if name in os.environ} == given | added
+    assert not share_out_cores(), "a program must not start itself for ever"

@@ -385,6 +385,17 @@ def test_the_loss_in_chunks_is_that_of_all_logits(
         assert right == (logits.argmax(-1) == targets).sum()
 
 
+def test_without_a_trained_token_the_head_gets_a_gradient_of_zero() -> None:
+    hidden = torch.randn(0, 64, requires_grad=True)
+    head = nn.Linear(64, 96, bias=False)
+    targets = torch.zeros(0, dtype=torch.int64)
+    loss = head_loss(hidden, head, targets, dtype=torch.float32, smoothing=0.0)
+    loss.backward()
+    assert loss == 0
+    assert head.weight.grad is not None
+    assert not head.weight.grad.any()
+
+
 def test_heads_with_more_behind_or_inside_them_are_not_split() -> None:
     names = {"gemma2": True, "gemma3_text": False, "cohere": True, "granite": True, "llama": False}
     for name, is_whole in names.items():

@@ -116,6 +116,13 @@ def test_transposed_products(kernels: Kernels, rows: int, depth: int, columns: i
         pairs[:, rows // 2 :], y, torch.empty_like(found)[rows // 2 :], 2.0
     )
     assert torch.equal(some, found[rows // 2 :])
+    rounded = kernels.product_transposed(pairs, y, torch.empty(rows, columns).bfloat16(), 2.0)
+    assert torch.equal(rounded, found.bfloat16())
+    before = half(rows, columns)
+    added = kernels.product_transposed(pairs, y, before.float(), 2.0, adds=True)
+    assert torch.equal(added, before.float() + found)
+    added = kernels.product_transposed(pairs, y, before.clone(), 2.0, adds=True)
+    assert torch.equal(added, (before.float() + found).bfloat16())
 
 
 def test_a_row_does_not_depend_on_the_others(kernels: Kernels) -> None:

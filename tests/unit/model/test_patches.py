@@ -1,4 +1,4 @@
-"""peft makes adapters without bitsandbytes, and asks again for the next model."""
+"""Other libraries' habits that are changed, and are theirs again afterwards."""
 
 import sys
 
@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from llmtuner.hparams.lora import LoraArgs
 from llmtuner.model.methods import lora
-from llmtuner.model.patches import peft_without_bitsandbytes
+from llmtuner.model.patches import deepspeed_without_own_buffers, peft_without_bitsandbytes
 
 
 @pytest.fixture
@@ -39,3 +39,19 @@ def test_a_loaded_bitsandbytes_is_left_to_peft(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "bitsandbytes", sys)
     with peft_without_bitsandbytes():
         assert sys.modules["bitsandbytes"] is sys
+
+
+def test_deepspeed_compiles_and_shares_nothing_to_start_on_a_cpu() -> None:
+    pytest.importorskip("deepspeed")
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.comm.torch import build_shm_op
+    from deepspeed.ops import __compatible_ops__ as usable
+
+    before = dict(usable)
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None:
+        pytest.skip("only on CPUs")
+    assert builder.NAME in usable, "DeepSpeed has another name for it now"
+    with deepspeed_without_own_buffers():
+        assert build_shm_op() is None
+    assert dict(usable) == before

@@ -49,7 +49,7 @@ _SIGNATURES = {
     "attention": (5, 6, 1),
     "attention_backward": (7, 6, 1),
     "product": (5, 9, 0),
-    "product_transposed": (3, 7, 1),
+    "product_transposed": (3, 9, 1),
     "pair_rows": (2, 3, 0),
     "round_scaled": (2, 3, 1),
     "cross_entropy": (3, 2, 0),
@@ -137,6 +137,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, shared: mmap | None = None) -> None:
         """Declare the argument types of every function; hold the memory that they share."""
+        self.library = library
         self._shared = shared
         self._functions = {name: library[name] for name in _SIGNATURES}
         for name, (pointers, integers, floats) in _SIGNATURES.items():
@@ -319,19 +320,24 @@ class Kernels:
         self._run("pair_rows", (x, pairs), *x.shape, x.stride(0))
         return pairs
 
-    def product_transposed(self, pairs: Tensor, y: Tensor, out: Tensor, factor: float) -> Tensor:
-        """Set out, float32 [M, N], to factor * x^T @ y, and return it.
+    def product_transposed(
+        self, pairs: Tensor, y: Tensor, out: Tensor, factor: float, *, adds: bool = False
+    ) -> Tensor:
+        """Set out, float32 or bfloat16 [M, N], to factor * x^T @ y, and return it.
 
         Args:
             pairs: `paired(x)`, or some of its columns.
             y: [T, N]; rows may lie apart.
             out: of any layout.
             factor: of the product.
+            adds: to what is in `out`.
         """
         sizes = pairs.shape[1], y.shape[1], len(y)
         rows = pairs.stride(0), y.stride(0), *out.stride()
+        assert out.dtype in (torch.float32, torch.bfloat16), "the C function knows these two"
+        rounds = out.dtype == torch.bfloat16
         note_operations(out, len(y))
-        self._run("product_transposed", (pairs, y, out), *sizes, *rows, factor)
+        self._run("product_transposed", (pairs, y, out), *sizes, *rows, rounds, adds, factor)
         return out
 
     def round_scaled(self, x: Tensor, factor: float, y: Tensor) -> None:

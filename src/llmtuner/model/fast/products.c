@@ -65,11 +65,25 @@ void product(const bf16 *a, const bf16 *b, const bf16 *a2, const bf16 *b2, bf16 
         }
 }
 
-/* out = factor * a^T b, float: number (m, n) at out[m * out_row + n * out_column].
+/* One row of a result, to numbers that lie `step` apart. */
+static void write_exact(float *to, int64_t step, const float *from, int64_t width, float factor,
+                        int64_t adds) {
+    for (int64_t j = 0; j < width; j++)
+        to[j * step] = (adds ? to[j * step] : 0) + from[j] * factor;
+}
+
+static void write_rounded(bf16 *to, int64_t step, const float *from, int64_t width, float factor,
+                          int64_t adds) {
+    for (int64_t j = 0; j < width; j++)
+        to[j * step] = store((adds ? load(to[j * step]) : 0) + from[j] * factor);
+}
+
+/* out (+)= factor * a^T b: number (m, n) at out[m * out_row + n * out_column]. rounds: out is
+ * bfloat16, else float; adds: to what is there.
  * a: word [depth / 2][rows] of `pair_rows`; b [depth, columns]. */
-void product_transposed(const uint32_t *a, const bf16 *b, float *out, int64_t rows, int64_t columns,
+void product_transposed(const uint32_t *a, const bf16 *b, void *out, int64_t rows, int64_t columns,
                         int64_t depth, int64_t a_row, int64_t b_row, int64_t out_row,
-                        int64_t out_column, float factor) {
+                        int64_t out_column, int64_t rounds, int64_t adds, float factor) {
     int64_t step = rows_of_task(rows, columns);
     WITH_TEAM;
 #pragma omp parallel for schedule(dynamic) collapse(2) num_threads(team.threads)
@@ -84,9 +98,14 @@ void product_transposed(const uint32_t *a, const bf16 *b, float *out, int64_t ro
                 multiply_panel(height, width, left, room->panel, (deep + 1) / 2, room->sums, PANEL,
                                k > 0);
             }
-            for (int64_t i = 0; i < height; i++)
-                for (int64_t j = 0; j < width; j++)
-                    out[(m + i) * out_row + (n + j) * out_column] = room->sums[i * PANEL + j] * factor;
+            for (int64_t i = 0; i < height; i++) {
+                const float *from = room->sums + i * PANEL;
+                int64_t to = (m + i) * out_row + n * out_column;
+                if (rounds)
+                    write_rounded((bf16 *)out + to, out_column, from, width, factor, adds);
+                else
+                    write_exact((float *)out + to, out_column, from, width, factor, adds);
+            }
         }
 }
 

@@ -56,14 +56,19 @@ class Products:
         """Bring x [T, M] into the order in which `transposed` reads it; columns stay columns."""
         return x
 
-    def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
-        """Return x^T @ y, [M, N], float32 where it is our own product.
+    def transposed(self, factor: Tensor, y: Tensor, out: Tensor, *, adds: bool = False) -> Tensor:
+        """Set out to x^T @ y, and return it.
 
         Args:
             factor: `as_factor(x)`, or some of its columns.
             y: [T, N]; rows may lie apart.
+            out: contiguous [M, N], float32 or of y's type; our own product rounds only to write.
+            adds: to what is in `out`.
         """
-        return torch.mm(factor.t(), y)
+        if not adds and out.dtype == y.dtype:
+            return torch.mm(factor.t(), y, out=out)
+        product = torch.mm(factor.t(), y)
+        return out.add_(product) if adds else out.copy_(product)
 
     def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
         """Return scale * y^T @ x, contiguous [N, M], from what `transposed` takes."""
@@ -112,10 +117,9 @@ class OwnProducts(Products):
         """See `Products`."""
         return self.kernels.paired(x)
 
-    def transposed(self, factor: Tensor, y: Tensor) -> Tensor:
+    def transposed(self, factor: Tensor, y: Tensor, out: Tensor, *, adds: bool = False) -> Tensor:
         """See `Products`."""
-        out = y.new_empty(factor.shape[1], y.shape[1], dtype=torch.float32)
-        return self.kernels.product_transposed(factor, y, out, 1.0)
+        return self.kernels.product_transposed(factor, y, out, 1.0, adds=adds)
 
     def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
         """See `Products`."""
