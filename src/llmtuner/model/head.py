@@ -99,12 +99,7 @@ class _HeadLoss(Function):
         weight_now = weight.detach().to(dtype)
         rows_now = hidden.detach().to(dtype)
         grad_hidden = torch.empty_like(rows_now)
-        grad_weight = None
-        if weight.requires_grad:
-            room = (
-                torch.empty_like if len(targets) else torch.zeros_like
-            )  # the first chunk fills it
-            grad_weight = room(weight, dtype=torch.float32)
+        grad_weight: Tensor | None = None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         products = products_for(rows_now)
         for rows in _chunks(len(targets), len(weight)):
@@ -112,9 +107,15 @@ class _HeadLoss(Function):
             losses, grad = _losses_and_grad(logits, targets[rows], smoothing)
             loss += losses
             products.multiply(grad, weight_now, out=grad_hidden[rows])
-            if grad_weight is not None:
-                factor = products.as_factor(grad)
-                products.transposed(factor, rows_now[rows], grad_weight, adds=rows.start > 0)
+            if not weight.requires_grad:
+                continue
+            factor = products.as_factor(grad)
+            if grad_weight is None:
+                grad_weight = products.transposed(factor, rows_now[rows], torch.float32)
+            else:
+                products.add_transposed_(grad_weight, factor, rows_now[rows])
+        if weight.requires_grad and grad_weight is None:  # no token is trained
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss

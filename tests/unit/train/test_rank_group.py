@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ def test_shared_memory_gives_what_gloo_gives(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(exchange, "_MOST_RANKS", 1)
     by_gloo = in_ranks(told)
     assert kinds == [RankGroup] * SIZE + [dist.ProcessGroupGloo] * SIZE
-    for one, other in zip(sum(shared, []), sum(by_gloo, []), strict=True):
+    for one, other in zip(chain(*shared), chain(*by_gloo), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 

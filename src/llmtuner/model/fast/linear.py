@@ -166,8 +166,7 @@ class Product:
         grads: list[Tensor] = []
         downs = None
         if grad_inner is not None:
-            downs = x.new_empty(grad_inner.shape[1], x.shape[1], dtype=torch.float32)
-            products.transposed(products.as_factor(grad_inner), x, downs)
+            downs = products.transposed(products.as_factor(grad_inner), x, torch.float32)
         inner_factor = None if inner is None else products.as_factor(inner)
         learns = any(projection.base.weight.requires_grad for projection in self._group.projections)
         grad_factor = products.as_factor(grad) if learns else None
@@ -176,8 +175,7 @@ class Product:
             rows = slice(row, row := row + size)
             base, adapter = projection.base, projection.adapter
             if grad_factor is not None and base.weight.requires_grad:
-                of_weight = torch.empty_like(base.weight)
-                grads.append(products.transposed(grad_factor[:, rows], x, of_weight))
+                grads.append(products.transposed(grad_factor[:, rows], x, base.weight.dtype))
             if base.bias is not None and base.bias.requires_grad:
                 grads.append(grad[:, rows].sum(0, dtype=base.bias.dtype))
             if adapter is not None and downs is not None and inner_factor is not None:

@@ -56,19 +56,19 @@ class Products:
         """Bring x [T, M] into the order in which `transposed` reads it; columns stay columns."""
         return x
 
-    def transposed(self, factor: Tensor, y: Tensor, out: Tensor, *, adds: bool = False) -> Tensor:
-        """Set out to x^T @ y, and return it.
+    def transposed(self, factor: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return x^T @ y, [M, N]; our own product is rounded only if `dtype` is bfloat16.
 
         Args:
             factor: `as_factor(x)`, or some of its columns.
             y: [T, N]; rows may lie apart.
-            out: contiguous [M, N], float32 or of y's type; our own product rounds only to write.
-            adds: to what is in `out`.
+            dtype: of the result.
         """
-        if not adds and out.dtype == y.dtype:
-            return torch.mm(factor.t(), y, out=out)
-        product = torch.mm(factor.t(), y)
-        return out.add_(product) if adds else out.copy_(product)
+        return torch.mm(factor.t(), y).to(dtype)
+
+    def add_transposed_(self, total: Tensor, factor: Tensor, y: Tensor) -> None:
+        """Add x^T @ y to total, contiguous [M, N]; see `transposed`."""
+        total += torch.mm(factor.t(), y)
 
     def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
         """Return scale * y^T @ x, contiguous [N, M], from what `transposed` takes."""
@@ -117,9 +117,15 @@ class OwnProducts(Products):
         """See `Products`."""
         return self.kernels.paired(x)
 
-    def transposed(self, factor: Tensor, y: Tensor, out: Tensor, *, adds: bool = False) -> Tensor:
+    def transposed(self, factor: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
         """See `Products`."""
-        return self.kernels.product_transposed(factor, y, out, 1.0, adds=adds)
+        exact = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+        out = y.new_empty(factor.shape[1], y.shape[1], dtype=exact)
+        return self.kernels.product_transposed(factor, y, out, 1.0).to(dtype)
+
+    def add_transposed_(self, total: Tensor, factor: Tensor, y: Tensor) -> None:
+        """See `Products`."""
+        self.kernels.product_transposed(factor, y, total, 1.0, adds=True)
 
     def transposed_turned(self, factor: Tensor, y: Tensor, scale: float) -> Tensor:
         """See `Products`."""
