@@ -14,7 +14,7 @@ does normalisation (NFC) join characters over such a place.
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice
 from threading import Lock
@@ -33,6 +33,7 @@ _PIECE = re.compile(
     f"[^{LETTERS}]*+[{LETTERS}]++(?:[^{LETTERS}{_BORDERS}][^{LETTERS}]*+[{LETTERS}]++)*+"
     f"(?:[^{LETTERS}{_BORDERS}][^{LETTERS}]*+)?|[^{LETTERS}]++"
 )
+_JOINED = 16  # new pieces that are encoded as one text
 _MOST_CHARACTERS = 1 << 19  # of the pieces that are kept, some ten megabytes with their ids
 
 _RULES = (
@@ -64,7 +65,7 @@ class _Rules(NamedTuple):
 
     normalizer: bytes
     cutting: bytes
-    tokens: frozenset[AddedToken]
+    tokens: frozenset[tuple[int, AddedToken]]
     is_repeatable: bool
     vocabulary_size: int
 
@@ -74,15 +75,16 @@ class Pieces:
 
     Args:
         backend: gives the ids.
-        tokens: its added tokens.
+        tokens: its added tokens and their ids.
+        separator: one of them, whose first character it has once: it cannot overlap itself.
     """
 
-    def __init__(self, backend: Tokenizer, tokens: Sequence[str]) -> None:
+    def __init__(self, backend: Tokenizer, tokens: Mapping[str, int], separator: str) -> None:
         self._backend = backend
-        self._tokens = re.compile(f"({any_of(tokens).pattern})")
-        self._known: defaultdict[str, list[int]] = defaultdict(list)
-        self._num_characters = 0
+        self._tokens, self._separator = tokens, separator
+        self._token = re.compile(f"({any_of(tokens).pattern})")
         self._lock = Lock()  # a new piece stands among the known before it has its ids
+        self._forget()
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, without special tokens around it."""
@@ -99,23 +101,46 @@ class Pieces:
         num_known = len(self._known)
         own = [[*map(self._known.__getitem__, self._cut(text))] for text in texts]
         new = [*islice(reversed(self._known.items()), len(self._known) - num_known)]
-        found = self._backend.encode_batch_fast([one for one, _ in new], add_special_tokens=False)
-        for (piece, ids), encoding in zip(new, found, strict=True):
-            ids += encoding.ids
+        found = self._encode([piece for piece, _ in new])
+        for (piece, ids), of_piece in zip(new, found, strict=True):
+            ids += of_piece
             self._num_characters += len(piece)
         return [[*chain.from_iterable(one)] for one in own]
 
+    def _encode(self, pieces: Sequence[str]) -> Iterator[list[int]]:
+        """Yield the ids of each piece; many go into one text, as every text costs some time."""
+        parts = [pieces[start : start + _JOINED] for start in range(0, len(pieces), _JOINED)]
+        joined = [self._separator.join(part) for part in parts]
+        encodings = self._backend.encode_batch_fast(joined, add_special_tokens=False)
+        for part, encoding in zip(parts, encodings, strict=True):
+            found = _split(encoding.ids, self._tokens[self._separator])
+            if len(found) < len(part):  # a piece and a separator together make another token
+                found = [self._backend.encode(one, add_special_tokens=False).ids for one in part]
+            yield from found
+
     def _forget(self) -> None:
-        self._known, self._num_characters = defaultdict(list), 0
+        ids_of_tokens = {token: [token_id] for token, token_id in self._tokens.items()}
+        self._known: defaultdict[str, list[int]] = defaultdict(list, ids_of_tokens)
+        self._num_characters = 0
 
     def _cut(self, text: str) -> list[str]:
         pieces: list[str] = []
-        for number, part in enumerate(self._tokens.split(text)):
+        for number, part in enumerate(self._token.split(text)):
             if number % 2:
                 pieces.append(part)
             else:
                 pieces += _PIECE.findall(part)
         return pieces
+
+
+def _split(ids: list[int], separator: int) -> list[list[int]]:
+    parts = []
+    start = 0
+    for _ in range(ids.count(separator)):
+        end = ids.index(separator, start)
+        parts.append(ids[start:end])
+        start = end + 1
+    return [*parts, ids[start:]]
 
 
 def pieces_of(backend: Tokenizer) -> Pieces | None:
@@ -124,7 +149,7 @@ def pieces_of(backend: Tokenizer) -> Pieces | None:
     rules = _Rules(
         b"null" if normalizer is None else normalizer.__getstate__(),
         b"null" if cutting is None else cutting.__getstate__(),
-        frozenset(backend.get_added_tokens_decoder().values()),
+        frozenset(backend.get_added_tokens_decoder().items()),
         isinstance(model, BPE) and model.dropout is None,
         backend.get_vocab_size(),
     )
@@ -137,9 +162,11 @@ def _pieces_of(backend: Tokenizer, rules: _Rules) -> Pieces | None:
     # tokens that take space from their neighbours, or are looked for later, are not found alike
     is_plain = not any(
         token.lstrip or token.rstrip or token.single_word or token.normalized
-        for token in rules.tokens
+        for _, token in rules.tokens
     )
-    if not (
+    ids = {token.content: token_id for token_id, token in rules.tokens}
+    separator = next((token for token in sorted(ids) if token[0] not in token[1:]), None)
+    if separator is None or not (
         rules.is_repeatable
         and is_plain
         and (normalizer is None or normalizer["type"] == "NFC")
@@ -147,7 +174,7 @@ def _pieces_of(backend: Tokenizer, rules: _Rules) -> Pieces | None:
         and _makes_known_words(cutting)
     ):
         return None
-    return Pieces(backend, [token.content for token in rules.tokens])
+    return Pieces(backend, ids, separator)
 
 
 def _makes_known_words(cutting: dict[str, Any]) -> bool:
