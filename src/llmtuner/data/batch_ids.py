@@ -1,13 +1,16 @@
 """The ids of many texts in one call of the Rust tokenizer, without what nobody reads.
 
 `tokenizer(texts)` also makes offsets, masks and a dictionary for every text; on short texts that
-takes as long as the ids. Tokenizers whose class brings its own way of encoding are asked as usual.
+takes as long as the ids. Where a tokenizer cuts texts into words by itself, it is asked for each
+word once. Tokenizers whose class brings its own way of encoding are asked as usual.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from llmtuner.data.pieces import pieces_of
 
 Ids = list[list[int]]
 
@@ -61,6 +64,8 @@ def _backend_ids(
         backend.no_padding()
     if backend.encode_special_tokens != split_special_tokens:
         backend.encode_special_tokens = split_special_tokens
+    if not (add_special_tokens or split_special_tokens) and (pieces := pieces_of(backend)):
+        return pieces.ids(texts)
     encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
     return [encoding.ids for encoding in encodings]
 

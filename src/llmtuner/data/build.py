@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets, interleave_datasets
+from numpy.typing import NDArray
 
 from llmtuner.data.audit.limits import Limits, parse_limits
 from llmtuner.data.audit.report import audit_from_dict
 from llmtuner.data.audit.training import Named, audit_run
 from llmtuner.data.dataset_info import DatasetSpec, load_dataset_specs
 from llmtuner.data.lengths import sample_lengths
-from llmtuner.data.pack_store import stored_packs
-from llmtuner.data.packing import fill_ratio
+from llmtuner.data.packing import fill_ratio, pack
 from llmtuner.data.stored_column import stored_column
 from llmtuner.data.stream import SampleStream, held_out_samples
 from llmtuner.data.tokenise import Encoder, tokenise
@@ -107,8 +108,8 @@ def build_datasets(
     packs = None
     if packing and train is not None:
         lengths = sample_lengths(train)
-        packs = stored_packs(lengths, capacity=args.cutoff_len, seed=seed)
-        filled = fill_ratio(packs, lengths.tolist(), capacity=args.cutoff_len)
+        packs = pack(lengths, capacity=args.cutoff_len, seed=seed)
+        filled = fill_ratio(packs, lengths, capacity=args.cutoff_len)
         logger.info(
             "Packed %d samples into %d packs, %.2f %% full.", len(lengths), len(packs), 100 * filled
         )
@@ -189,7 +190,9 @@ def _tokenise_all(
         elif not for_training:
             pass
         elif args.val_size and not eval_sets:
-            parts["train"], parts["validation"] = split_rows(mixed, args.val_size, seed=seed)
+            parts["train"], parts["validation"] = split_rows(
+                mixed, args.val_size, seed=seed, is_one_set=len(sets) == 1
+            )
         else:
             parts["train"] = mixed
     if eval_sets and args.eval_on_each_dataset:
@@ -223,20 +226,22 @@ def _mix(sets: Sequence[Dataset], args: DataArgs, *, seed: int) -> Dataset:
     return interleave_datasets(list(sets), probabilities=chances, seed=seed, stopping_strategy=stop)
 
 
-def split_rows(dataset: Dataset, val_size: float, *, seed: int) -> tuple[Dataset, Dataset]:
+def split_rows(
+    dataset: Dataset, val_size: float, *, seed: int, is_one_set: bool = False
+) -> tuple[Dataset, Dataset]:
     """Hold out whole data rows for validation; both parts keep the file order.
 
     Args:
         dataset: samples; those of one row (same `source`) stay together.
         val_size: a share below 1, or a number of rows from 1 up.
         seed: decides which rows.
+        is_one_set: the samples are those of one data set, in their order.
 
     Raises:
         DataError: nothing would be left to train on.
     """
-    # a million names as Python texts would take a minute and much memory: numbers stand for them
-    parts = stored_column(dataset, "source").dictionary_encode().chunks
-    num_rows = len(parts[-1].dictionary) if parts else 0
+    number_of = _row_numbers(dataset, is_one_set=is_one_set)
+    num_rows = int(number_of.max(initial=-1)) + 1
     wanted = int(val_size) if val_size >= 1 else max(1, int(num_rows * val_size))
     if wanted >= num_rows:
         raise DataError(
@@ -246,7 +251,19 @@ def split_rows(dataset: Dataset, val_size: float, *, seed: int) -> tuple[Dataset
         )
     is_chosen = np.zeros(num_rows, bool)
     is_chosen[np.random.default_rng(seed).permutation(num_rows)[:wanted]] = True
-    is_held_out = is_chosen[np.concatenate([np.asarray(part.indices) for part in parts])]
+    is_held_out = is_chosen[number_of]
     logger.info("Held out %d of %d rows for validation (seed %d).", wanted, num_rows, seed)
     train, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     return dataset.select(train), dataset.select(validation)
+
+
+def _row_numbers(dataset: Dataset, *, is_one_set: bool) -> NDArray[np.int64]:
+    """Return, for each sample, the number of its data row, in the order of their first samples."""
+    places = stored_column(dataset, "source")
+    if is_one_set:  # the samples of a row stand side by side
+        is_next = np.zeros(len(places), bool)
+        is_next[1:] = pc.not_equal(places[1:], places[:-1])
+        return np.cumsum(is_next)
+    # a million names as Python texts would take a minute and much memory: numbers stand for them
+    parts = places.dictionary_encode().chunks
+    return np.concatenate([np.zeros(0, np.int64), *(np.asarray(part.indices) for part in parts)])

@@ -136,6 +136,23 @@ def test_the_split_is_that_of_the_plain_way(chosen: list[int] | None) -> None:
             assert list(part) == expected
 
 
+def test_a_split_of_one_set_is_the_same_without_its_names(folder: Path) -> None:
+    write_texts(folder, a=["x" * (n % 5 + 1) * 3 + str(n) for n in range(40)])
+    built = build(folder, "a", cutoff_len=8)
+    assert isinstance(built.train, Dataset)
+    for seed in range(5):
+        plain = split_rows(built.train, 0.3, seed=seed)
+        quick = split_rows(built.train, 0.3, seed=seed, is_one_set=True)
+        assert [list(part) for part in quick] == [list(part) for part in plain]
+
+
+def test_a_set_that_is_named_twice_is_split_by_rows(folder: Path) -> None:
+    built = build(folder, "a", "a", val_size=0.5)
+    assert isinstance(built.train, Dataset)
+    assert not {*built.train["source"]} & {*built.evals[""]["source"]}
+    assert len(built.train) == len(built.evals[""]) == 10
+
+
 @pytest.mark.parametrize("val_size", [10, 11, 1e6])
 def test_a_split_that_takes_every_row_is_refused(folder: Path, val_size: float) -> None:
     with pytest.raises(DataError, match="would take every row") as caught:

@@ -2,13 +2,11 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from llmtuner.data import pack_store
 from llmtuner.data.batches import Layout, StepBatches, level
 from llmtuner.data.collate import FlatCollator, PaddedCollator
 from llmtuner.data.packing import fill_ratio, pack
@@ -37,7 +35,7 @@ def test_packs_are_full(capacity: int, mean: float, least: float) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-@pytest.mark.parametrize(("capacity", "mean"), [(2048, 5.5), (16, 1.0)])
+@pytest.mark.parametrize(("capacity", "mean"), [(2048, 5.5), (16, 1.0), (99_999, 9.0)])
 def test_packs_are_those_of_the_plain_way(seed: int, capacity: int, mean: float) -> None:
     lengths = log_normal_lengths(2000, capacity=capacity, mean=mean)
     order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
@@ -293,30 +291,3 @@ def test_an_empty_micro_batch_is_one_token_without_a_target(collator: FlatCollat
 
 def test_nested_rows_are_packs() -> None:
     assert FlatCollator()([ROWS])["input_ids"].shape == (1, 7)
-
-
-def test_packs_are_stored_by_what_decides_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LLMTUNER_CACHE", str(tmp_path))
-    made = []
-
-    def packing(lengths: list[int], *, capacity: int, seed: int) -> list[list[int]]:
-        made.append((len(lengths), capacity, seed))
-        return pack(lengths, capacity=capacity, seed=seed)
-
-    monkeypatch.setattr(pack_store, "pack", packing)
-    lengths = np.random.default_rng(0).integers(1, 40, 300)
-
-    def packs(number: int = 300, capacity: int = 40, seed: int = 1) -> list[list[int]]:
-        return pack_store.stored_packs(lengths[:number], capacity=capacity, seed=seed)
-
-    expected = pack(lengths.tolist(), capacity=40, seed=1)
-    assert packs() == packs() == expected
-    assert made == [(300, 40, 1)]
-    packs(number=299), packs(capacity=41), packs(seed=2)
-    assert len(made) == 4
-    for path in (tmp_path / "packs").glob("*.json"):
-        path.write_text(path.read_text().replace("[0", "[1", 1).replace(", 0", ", 1", 1))
-    assert packs() == expected  # a damaged file is made again
-    assert len(made) == 5

@@ -1,6 +1,6 @@
 """Defects of what is trained of a row: cut, dropped, unproved, without its end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llmtuner.data.audit.row import AuditedRow, Hit
 from llmtuner.data.drafts import Draft
@@ -68,10 +68,18 @@ def double_bos(row: AuditedRow) -> Iterator[Hit]:
         if bos_id is None or ids.count(bos_id) < 2:
             continue
         is_end = bos_id in row.vocabulary.end_ids
-        places = range(1) if is_end else range(len(ids) - 1)
+        places = iter([0]) if is_end else _places(ids, bos_id)
         place = next((n for n in places if ids[n] == bos_id == ids[n + 1]), None)
         if place is not None:
             yield Hit(None, f"tokens {place} and {place + 1}")
+
+
+def _places(ids: Sequence[int], token_id: int) -> Iterator[int]:
+    """Yield where a token is, but for the last time."""
+    place = -1
+    for _ in range(ids.count(token_id) - 1):
+        place = ids.index(token_id, place + 1)
+        yield place
 
 
 def missing_bos(row: AuditedRow) -> Iterator[Hit]:
