@@ -1,4 +1,4 @@
-"""Layouts of a selfcheck in CPU processes of their own, which share every step over gloo."""
+"""Layouts of a selfcheck in CPU processes of their own, which share every step."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
