@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _create_work_from_future
 
+from llmtuner.extras.errors import DistributedError
 from llmtuner.model.fast.exchange import Exchange, join_exchange
 
 _BACKEND = "shared_memory"
@@ -83,10 +84,20 @@ def start_ranks(**how: Any) -> None:
 
     Args:
         how: what `torch.distributed.init_process_group` takes beside the backend.
+
+    Raises:
+        DistributedError: the processes cannot meet.
     """
     if not hasattr(dist.Backend, _BACKEND.upper()):
         dist.Backend.register_backend(_BACKEND, _create, devices=["cpu"])
-    dist.init_process_group(_BACKEND, **how)
+    try:
+        dist.init_process_group(_BACKEND, **how)
+    except (ValueError, dist.DistError) as error:
+        raise DistributedError(
+            "The processes of this job cannot meet.",
+            got=str(error).splitlines()[0],
+            fix="start with deepspeed or torchrun, and give another --master_port if it is in use",
+        ) from error
 
 
 def _create(store: dist.Store, rank: int, size: int, timeout: timedelta) -> Any:

@@ -172,7 +172,7 @@ def test_all_ranks_do_without_where_there_is_no_shared_memory(
     monkeypatch.setattr(module, "_FOLDER", tmp_path / "nowhere")
     with caplog.at_level("INFO"):
         assert _joined(2) == [False, False]
-    assert "over the network" in caplog.text
+    assert "over the network: there is no shared memory" in caplog.text
 
 
 def test_all_ranks_do_without_where_one_cannot_see_it(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
+from llmtuner.extras.errors import DistributedError
 from llmtuner.model.fast import exchange
 from llmtuner.model.fast.kernels import load_kernels
 from llmtuner.train import rank_group
@@ -101,3 +102,13 @@ def test_gradients_and_weights_do_not_go_through_gloo(monkeypatch: pytest.Monkey
     for x, whole in in_ranks(work):
         assert x.tolist() == [SIZE] * 5
         assert whole.tolist() == [SIZE] * 5 * SIZE
+
+
+def test_processes_that_cannot_meet_are_told_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(DistributedError, match="MASTER_ADDR"):
+        rank_group.start_ranks()

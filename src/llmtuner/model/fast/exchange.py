@@ -102,7 +102,8 @@ def join_exchange(store: dist.Store, *, rank: int, size: int, limit: timedelta) 
         shared memory or no C compiler; says why.
     """
     kernels = load_kernels() if 1 < size <= _MOST_RANKS else None
-    memory, problem = None, "no C functions"
+    memory = None
+    problem = "there is no shared memory" if kernels else "there are no C functions for it"
     with _announced(store, rank, size, is_able=kernels is not None) as path:
         if path is not None and kernels is not None:
             try:
