@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,22 +28,22 @@ TYPES = [torch.float32, torch.bfloat16]
 COUNTS = [0, 1, 5, 100, (1 << 17) + 3, (1 << 19) + 1]
 
 
-def in_ranks(size: int, work: Callable[[Exchange, int], Tensor]) -> list[Tensor]:
-    """Run `work` in as many threads, which are ranks of one group; C calls free Python's lock."""
+def joined(size: int) -> list[Exchange | None]:
+    """Let as many threads, which are ranks of one group, find each other."""
     store = dist.HashStore()
-    results: dict[int, Tensor] = {}
 
-    def be(rank: int) -> None:
-        exchange = join_exchange(store, rank=rank, size=size, limit=LIMIT)
-        assert exchange is not None
-        results[rank] = work(exchange, rank)
+    def be(rank: int) -> Exchange | None:
+        return join_exchange(store, rank=rank, size=size, limit=LIMIT)
 
-    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[rank] for rank in range(size)]
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(be, range(size)))
+
+
+def in_ranks(size: int, work: Callable[[Exchange, int], Tensor]) -> list[Tensor]:
+    """Run `work` in as many threads; calls of C functions free Python's lock."""
+    exchanges = joined(size)
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(work, exchanges, range(size)))
 
 
 def numbers(rank: int, count: int, dtype: torch.dtype) -> Tensor:
@@ -144,25 +145,9 @@ def test_a_rank_that_does_not_come_is_named() -> None:
         waiting.terminate()
 
 
-def _joined(size: int) -> list[bool]:
-    """Tell for each rank whether it has found the others."""
-    store, found = dist.HashStore(), dict.fromkeys(range(size), True)
-
-    def be(rank: int) -> None:
-        joined = join_exchange(store, rank=rank, size=size, limit=LIMIT)
-        found[rank] = joined is not None
-
-    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return list(found.values())
-
-
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FOLDER", tmp_path)
-    assert _joined(2) == [True, True]
+    assert all(joined(2))
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +156,7 @@ def test_all_ranks_do_without_where_there_is_no_shared_memory(
 ) -> None:
     monkeypatch.setattr(module, "_FOLDER", tmp_path / "nowhere")
     with caplog.at_level("INFO"):
-        assert _joined(2) == [False, False]
+        assert joined(2) == [None, None]
     assert "over the network: there is no shared memory" in caplog.text
 
 
@@ -188,5 +173,5 @@ def test_all_ranks_do_without_where_one_cannot_see_it(
             return next(places)(path, size)
 
     monkeypatch.setattr(module, "_map", one_elsewhere)
-    assert _joined(2) == [False, False]
+    assert joined(2) == [None, None]
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 """The process group of CPU ranks does what gloo does, and large exchanges in shared memory."""
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import chain
 from typing import Any
@@ -25,18 +25,13 @@ SIZE = 2
 
 def in_ranks(work: Callable[[Any, int], list[Tensor]]) -> list[list[Tensor]]:
     """Run `work` in threads, which are the ranks of one group."""
-    store, results = dist.HashStore(), {}
+    store, limit = dist.HashStore(), timedelta(seconds=60)
 
-    def be(rank: int) -> None:
-        group = rank_group._create(store, rank, SIZE, timedelta(seconds=60))
-        results[rank] = work(group, rank)
+    def be(rank: int) -> list[Tensor]:
+        return work(rank_group._create(store, rank, SIZE, limit), rank)
 
-    threads = [threading.Thread(target=be, args=(rank,)) for rank in range(SIZE)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[rank] for rank in range(SIZE)]
+    with ThreadPoolExecutor(SIZE) as threads:
+        return list(threads.map(be, range(SIZE)))
 
 
 def exchanges(group: Any, rank: int) -> list[Tensor]:
